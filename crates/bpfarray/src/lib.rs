@@ -1,0 +1,54 @@
+//! Linux BPF array maps with memory of their own: [`Map`] as `bpf(2)` and programs know it,
+//! [`Array`] and [`PercpuArray`] for values of a Rust type, and [`Lane`]s, which hold a thread on
+//! one CPU's values.
+//!
+//! ```
+//! use bpfarray::{Array, PercpuArray};
+//!
+//! let limits = Array::<u32>::new(4)?;
+//! limits.set(2, 1500)?;
+//! assert_eq!(limits.get(2), Some(1500));
+//! assert_eq!(limits.get(4), None);
+//!
+//! let packets = PercpuArray::<u64>::new(256)?;
+//! packets.add(6, 1)?;
+//! assert_eq!(packets.sum(6), Some(1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Everything works from any number of threads through shared references. Nobody ever gets a
+//! reference to the bytes of a value: values are copied, in units of 8 bytes where they are
+//! aligned.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("bpfarray needs 64-bit addresses, as BPF programs have them");
+
+mod area;
+mod array;
+mod cpu;
+mod element;
+mod gate;
+mod lane;
+mod map;
+mod memory;
+mod percpu_array;
+mod prog;
+mod sync;
+mod window;
+
+pub use bpfarray_core::attr;
+pub use bpfarray_core::map::{
+    DeleteError, FreezeError, HandleMode, Kind, LookupError, NextKeyError, UpdateError,
+};
+pub use bpfarray_core::{Errno, Layout, VALUE_OFFSET};
+pub use zerocopy;
+
+pub use array::Array;
+pub use cpu::possible_cpus;
+pub use element::{Element, Integer, ShapeError};
+pub use lane::{InLane, Lane, synchronize};
+pub use map::Map;
+pub use memory::{AtomicError, Memory, OutOfBounds};
+pub use percpu_array::{CpuError, PercpuArray};
+pub use prog::Region;
+pub use window::{CPU_NUMBER_OFFSET, window_base};

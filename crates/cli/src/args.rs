@@ -1,0 +1,198 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use bpfarray_vm::DEFAULT_FUEL;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const EXAMPLES: &str = "\
+Examples:
+  bpfarray run prog.bpf.o --pcap traffic.pcap         run on every packet, print the maps
+  bpfarray run prog.bpf.o --pcap traffic.pcap --json  the same for programs to read
+  bpfarray prog dump xlated prog.bpf.o                the instructions that run
+  bpfarray map show prog.bpf.o                        the maps an object defines
+
+Exit status: 0 if all went well, 1 for bad input or a program that failed, 2 for wrong usage.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  bpfarray run count.bpf.o --pcap traffic.pcap
+  bpfarray run count.bpf.o --pcap traffic.pcap --repeat 1000 --json | jq .ns_per_run
+  bpfarray run filter.bpf.o --prog drop_dns --data-in packet.bin
+  bpfarray run trace.bpf.o --ctx-in args.bin
+
+Exit status: 0 if all went well, 1 for bad input or a program that failed, 2 for wrong usage.";
+
+/// Runs compiled BPF objects and shows their array maps, without a kernel.
+#[derive(Debug, Parser)]
+#[command(name = "bpfarray", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(infer_subcommands = true, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a program of an object, then print what it returned and its maps
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(RunArgs),
+    /// Look at the programs of an object
+    #[command(subcommand)]
+    Prog(ProgCommand),
+    /// Look at the maps of an object
+    #[command(subcommand)]
+    Map(MapCommand),
+    /// Print the completions of a shell, to be put where it looks for them
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Compiled BPF object, as `clang -target bpf -g -O2 -c` writes it
+    pub(crate) object: PathBuf,
+
+    /// Program to run, by the name of its function [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prog: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) input: Input,
+
+    /// Context of the program, as bytes in a file
+    ///
+    /// For programs that see packets it is a `struct xdp_md` or a `struct __sk_buff`, of which the same
+    /// fields may be set as for the kernel's BPF_PROG_TEST_RUN; for all others it is what the program's
+    /// argument points to.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ctx_in: Option<PathBuf>,
+
+    /// How many times to run, on all packets each time
+    ///
+    /// `ns_per_run` is the time of all runs together, including the placing of each packet in its
+    /// buffer, divided by their number.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) repeat: u64,
+
+    /// About how many instructions one run may take before it is ended
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FUEL)]
+    pub(crate) fuel: u64,
+
+    /// Take the types for CO-RE relocations from this BTF file [default: those of the object]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) btf: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+
+    /// Show every element: also those that are all zero, and those beyond the first 64 MiB of a map
+    ///
+    /// Without it, tables leave out elements that are all zero; JSON has them. Of a map with more than
+    /// 64 MiB of values both show the first ones only; JSON counts the others as `elements_not_shown`.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct Input {
+    /// Run on each packet of a pcap or pcapng capture of Ethernet frames, as captured
+    ///
+    /// Frames that are too short or too long for the type of program are skipped, and counted as
+    /// `packets_skipped`. The capture is read to its end before the first run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pcap: Option<PathBuf>,
+
+    /// Run on one packet, the bytes of a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data_in: Option<PathBuf>,
+}
+
+#[derive(Copy, Clone, Debug, Args)]
+pub(crate) struct Output {
+    /// Print one line of JSON
+    #[arg(long, short)]
+    pub(crate) json: bool,
+
+    /// Print JSON with line breaks
+    #[arg(long, short)]
+    pub(crate) pretty: bool,
+}
+
+impl Output {
+    pub(crate) fn is_json(self) -> bool {
+        self.json || self.pretty
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProgCommand {
+    /// List the programs of an object
+    Show(ObjectArgs),
+    /// Print the instructions of an object's programs
+    Dump(DumpArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MapCommand {
+    /// List the maps of an object
+    Show(ObjectArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ObjectArgs {
+    /// Compiled BPF object
+    pub(crate) object: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    /// Which form of the program
+    pub(crate) form: Form,
+
+    /// Compiled BPF object
+    pub(crate) object: PathBuf,
+
+    /// Program to print, by the name of its function [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prog: Option<String>,
+
+    /// Print the bytes of each instruction too
+    #[arg(long)]
+    pub(crate) opcodes: bool,
+
+    /// Take the types for CO-RE relocations from this BTF file [default: those of the object]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) btf: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// The forms a program can be printed in.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Form {
+    /// As it runs: lookups inlined, fields of the context translated
+    Xlated,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

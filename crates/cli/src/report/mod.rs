@@ -1,0 +1,141 @@
+//! What a run left behind, for people ([`text`]) and for programs ([`json`]).
+
+mod cells;
+mod hex;
+pub(crate) mod json;
+pub(crate) mod table;
+pub(crate) mod text;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bpfarray::Map;
+use bpfarray_core::btf::Btf;
+use bpfarray_core::map::{Kind, LookupError};
+use bpfarray_vm::elf::ProgramSpec;
+use bpfarray_vm::prog_type::ProgType;
+
+use crate::value::{Column, Value, is_printable};
+pub(crate) use hex::Hex;
+use table::Table;
+
+/// Bytes of a map's values that are shown unless everything is asked for. An object can define
+/// maps of many GiB in a few bytes, and nobody reads so much.
+const SHOWN_BYTES: u64 = 64 << 20;
+
+/// What came of running a program.
+pub(crate) struct Run<'a> {
+    program: &'a str,
+    prog_type: ProgType,
+    /// How often each value was returned.
+    retvals: BTreeMap<u32, u64>,
+    pub(crate) runs: u64,
+    /// How often a packet was too short or too long to run on.
+    pub(crate) skipped: u64,
+    /// All runs together, with the time it takes to place each packet in its buffer.
+    pub(crate) time: Duration,
+}
+
+impl<'a> Run<'a> {
+    pub(crate) fn new(spec: &'a ProgramSpec, prog_type: ProgType) -> Self {
+        let (retvals, time) = (BTreeMap::new(), Duration::ZERO);
+        Self { program: &spec.name, prog_type, retvals, runs: 0, skipped: 0, time }
+    }
+
+    /// Counts a run.
+    pub(crate) fn count(&mut self, retval: u32) {
+        self.runs += 1;
+        *self.retvals.entry(retval).or_default() += 1;
+    }
+
+    fn ns_per_run(&self) -> f64 {
+        if self.runs == 0 { 0.0 } else { self.time.as_nanos() as f64 / self.runs as f64 }
+    }
+}
+
+/// A map to be shown: its memory, and what its bytes mean.
+#[derive(Debug)]
+pub(crate) struct MapView<'a> {
+    /// The name of the map; of a data section its name, such as `.data`.
+    pub(crate) name: &'a str,
+    map: &'a Map,
+    key: Option<Typed<'a>>,
+    value: Option<Typed<'a>>,
+}
+
+/// A type that fits what it describes and whose values can be printed.
+#[derive(Copy, Clone, Debug)]
+struct Typed<'a> {
+    btf: &'a Btf,
+    id: u32,
+}
+
+impl<'a> Typed<'a> {
+    fn new(btf: &'a Btf, id: u32, size: u32) -> Option<Self> {
+        let fits = id != 0 && btf.size_of(id) == Ok(size) && is_printable(btf, id);
+        fits.then_some(Self { btf, id })
+    }
+
+    fn value<'b>(&self, bytes: &'b [u8]) -> Value<'b>
+    where
+        'a: 'b,
+    {
+        Value::new(self.btf, self.id, bytes)
+    }
+}
+
+impl<'a> MapView<'a> {
+    /// `key` and `value` are the ids of the types in `btf`, 0 where there is none.
+    pub(crate) fn new(
+        name: &'a str,
+        map: &'a Map,
+        btf: Option<&'a Btf>,
+        key: u32,
+        value: u32,
+    ) -> Self {
+        let typed = |id, size| btf.and_then(|btf| Typed::new(btf, id, size));
+        let (key, value) = (typed(key, map.key_size()), typed(value, map.value_size()));
+        Self { name, map, key, value }
+    }
+
+    /// How many elements are shown: the first ones, up to a limit that `all` lifts; none of a map whose
+    /// creator gave up the right to read it (`BPF_F_WRONLY`).
+    fn shown(&self, all: bool) -> u32 {
+        let max_entries = self.map.max_entries();
+        let fit = u32::try_from(SHOWN_BYTES / self.map.user_size().max(1)).unwrap_or(u32::MAX);
+        let shown = if all { max_entries } else { fit.min(max_entries) };
+        if shown == 0 || self.read(0, &mut self.buffer()).is_ok() { shown } else { 0 }
+    }
+
+    /// Room for one element, for all CPUs if it is of a per-CPU map.
+    fn buffer(&self) -> Vec<u8> {
+        vec![0; self.map.user_size() as usize]
+    }
+
+    fn read(&self, index: u32, buffer: &mut [u8]) -> Result<(), LookupError> {
+        self.map.lookup_elem(index, buffer, 0)
+    }
+
+    fn is_percpu(&self) -> bool {
+        self.map.layout().kind() == Kind::PercpuArray
+    }
+
+    /// The values of an element, one for each CPU; of maps that are not per-CPU, a single one.
+    fn values<'b>(&self, element: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
+        let value_size = self.map.value_size() as usize;
+        let stride = self.map.layout().elem_size() as usize;
+        element.chunks(stride.max(1)).map(move |value| value.get(..value_size).unwrap_or(value))
+    }
+
+    /// Adds an element's key to a row: by name if the type of keys has names, or else its index.
+    fn push_key(&self, row: &mut Table, index: u32) {
+        match self.key {
+            Some(ty) => row.push(ty.value(&index.to_le_bytes())),
+            None => row.push(index),
+        }
+    }
+
+    fn key_is_number(&self) -> bool {
+        self.key.is_none_or(|ty| Column::whole(ty.btf, ty.id).is_number)
+    }
+}

@@ -1,0 +1,144 @@
+//! `bpfarray run`: a program on packets, then what it returned and what is in its maps.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use bpfarray_vm::Program;
+use bpfarray_vm::context::{Context, ContextError};
+use bpfarray_vm::elf::ProgramSpec;
+
+use crate::args::RunArgs;
+use crate::error::{Error, InFile, Kind};
+use crate::packets::Packets;
+use crate::progress::Progress;
+use crate::report::Run;
+use crate::{object, report};
+
+/// Runs a program and prints what there is to say about it.
+///
+/// # Errors
+/// [`Error::File`] about the object, then the packets, the context, and the run; [`Error::Output`].
+pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Error> {
+    let loaded = object::load(&args.object, args.btf.as_deref())?;
+    let spec = object::choose(loaded.programs(), args.prog.as_deref(), &args.object)?;
+    let program = loaded.program(&spec.name).in_file(&args.object)?.with_fuel(args.fuel);
+    let input = Input::read(args, &program)?;
+    let run = execute(args, spec, &program, &input)?;
+    let maps = object::views(&loaded);
+    if args.output.is_json() {
+        report::json::write_run(out, &run, &maps, args.all, args.output.pretty)
+    } else {
+        report::text::write_run(out, &run, &maps, args.all)
+    }
+    .map_err(Error::Output)
+}
+
+/// What a program runs on.
+struct Input<'a> {
+    /// A single empty one for programs that take no packets.
+    packets: Packets,
+    ctx_in: Option<Vec<u8>>,
+    /// Where packets come from.
+    path: Option<&'a Path>,
+    is_capture: bool,
+}
+
+impl<'a> Input<'a> {
+    fn read(args: &'a RunArgs, program: &Program) -> Result<Self, Error> {
+        let ctx_in = args.ctx_in.as_deref();
+        let ctx_in = ctx_in.map(|path| fs::read(path).in_file(path)).transpose()?;
+        let (pcap, data_in) = (args.input.pcap.as_deref(), args.input.data_in.as_deref());
+        let path = pcap.or(data_in);
+        check(program, path.is_some(), &args.object)?;
+        let packets = match path {
+            Some(path) => {
+                let file = fs::read(path).in_file(path)?;
+                if pcap.is_some() {
+                    Packets::capture(&file).in_file(path)?
+                } else {
+                    Packets::single(&file)
+                }
+            }
+            None => Packets::single(&[]),
+        };
+        Ok(Self { packets, ctx_in, path, is_capture: pcap.is_some() })
+    }
+}
+
+/// Whether packets are given to a program if, and only if, it takes them.
+fn check(program: &Program, has_packets: bool, object: &Path) -> Result<(), Error> {
+    let (name, prog_type) = (program.name().to_owned(), program.prog_type());
+    match Context::new(prog_type, &[], None) {
+        Err(ContextError::PacketTooShort { .. }) if has_packets => Ok(()),
+        Err(ContextError::PacketTooShort { .. }) => {
+            Err(Kind::NeedsPacket { program: name, prog_type }).in_file(object)
+        }
+        Ok(_) if has_packets => {
+            Err(Kind::TakesNoPacket { program: name, prog_type }).in_file(object)
+        }
+        other => other.map(drop).in_file(object),
+    }
+}
+
+fn execute<'a>(
+    args: &RunArgs,
+    spec: &'a ProgramSpec,
+    program: &Program,
+    input: &Input<'_>,
+) -> Result<Run<'a>, Error> {
+    let mut run = Run::new(spec, program.prog_type());
+    let mut context = None;
+    let total = args.repeat.saturating_mul(input.packets.len() as u64);
+    let mut progress = Progress::new(total);
+    let started = Instant::now();
+    for _ in 0..args.repeat {
+        for (index, packet) in input.packets.iter().enumerate() {
+            match input.context(&mut context, program, packet) {
+                Ok(context) => {
+                    let outcome = program.run(context);
+                    let outcome = outcome.map_err(|fault| {
+                        let packet = input.is_capture.then_some(index + 1);
+                        Kind::fault(spec, packet, program.source_line(fault.insn), fault)
+                    });
+                    run.count(outcome.in_file(&args.object)?.retval());
+                }
+                Err(error) if input.is_capture && is_about_length(&error) => run.skipped += 1,
+                Err(error) => {
+                    let about_packet = input.path.filter(|_| is_about_length(&error));
+                    let path = about_packet.or(args.ctx_in.as_deref()).unwrap_or(&args.object);
+                    return Err(error).in_file(path);
+                }
+            }
+            progress.update(run.runs + run.skipped);
+        }
+    }
+    run.time = started.elapsed();
+    Ok(run)
+}
+
+impl Input<'_> {
+    /// The context for a packet, in the memory of the last one.
+    fn context<'c>(
+        &self,
+        last: &'c mut Option<Context>,
+        program: &Program,
+        packet: &[u8],
+    ) -> Result<&'c mut Context, ContextError> {
+        let ctx_in = self.ctx_in.as_deref();
+        match last {
+            Some(context) => {
+                context.reset(packet, ctx_in)?;
+                Ok(context)
+            }
+            None => Ok(last.insert(Context::new(program.prog_type(), packet, ctx_in)?)),
+        }
+    }
+}
+
+/// Captures do hold frames that no driver would hand to a program: cut ones, and those that were
+/// put together from several.
+fn is_about_length(error: &ContextError) -> bool {
+    matches!(error, ContextError::PacketTooShort { .. } | ContextError::PacketTooLong { .. })
+}

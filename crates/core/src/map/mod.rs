@@ -1,0 +1,348 @@
+//! Element operations: which element a key means, and whether it may be touched.
+//!
+//! Two callers ask. *Programs* call the functions of [`mod@array`] and [`mod@percpu_array`] through
+//! helpers. *Handles* (in the kernel, `bpf(2)` on a file descriptor) pass the checks of this module first.
+
+pub mod array;
+pub mod percpu_array;
+
+use crate::attr::{MapFlags, MapType, elem_flags};
+use crate::errno::Errno;
+use crate::gen_lookup::InlinedLookup;
+use crate::layout::Layout;
+
+/// The map types that are built in.
+#[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    /// `BPF_MAP_TYPE_ARRAY`
+    #[doc(alias = "BPF_MAP_TYPE_ARRAY")]
+    Array,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`
+    #[doc(alias = "BPF_MAP_TYPE_PERCPU_ARRAY")]
+    PercpuArray,
+}
+
+impl Kind {
+    /// The kind of a map type, or `None` for a type that is not built in.
+    pub const fn of(map_type: MapType) -> Option<Self> {
+        match map_type {
+            MapType::ARRAY => Some(Self::Array),
+            MapType::PERCPU_ARRAY => Some(Self::PercpuArray),
+            _ => None,
+        }
+    }
+
+    /// The Linux number of the type.
+    pub const fn map_type(self) -> MapType {
+        match self {
+            Self::Array => MapType::ARRAY,
+            Self::PercpuArray => MapType::PERCPU_ARRAY,
+        }
+    }
+}
+
+/// What a handle to a map may do.
+///
+/// # Kernel
+/// `map_get_sys_perms`
+#[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
+#[doc(alias = "map_get_sys_perms")]
+pub enum HandleMode {
+    /// Read and write.
+    ReadWrite,
+    /// Read.
+    ReadOnly,
+    /// Write.
+    WriteOnly,
+}
+
+impl HandleMode {
+    /// The mode that creation flags ask for.
+    pub const fn of(flags: MapFlags) -> Self {
+        if flags.contains(MapFlags::RDONLY) {
+            Self::ReadOnly
+        } else if flags.contains(MapFlags::WRONLY) {
+            Self::WriteOnly
+        } else {
+            Self::ReadWrite
+        }
+    }
+
+    const fn can_read(self) -> bool {
+        !matches!(self, Self::WriteOnly)
+    }
+
+    const fn can_write(self) -> bool {
+        !matches!(self, Self::ReadOnly)
+    }
+}
+
+/// Why an element cannot be read. The variants stand in the order in which they are checked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LookupError {
+    /// Flags other than 0 and `F_LOCK`.
+    #[error("flags {0:#x} are not valid for a lookup")]
+    Flags(u64),
+    /// The handle may only write.
+    #[error("the handle may not read")]
+    NotReadable,
+    /// `F_LOCK` on values without a `bpf_spin_lock`.
+    #[error("the value has no bpf_spin_lock")]
+    NoSpinLock,
+    /// No such element.
+    #[error("index {index} is not below max_entries {max_entries}")]
+    NoEntry {
+        /// The index asked for.
+        index: u32,
+        /// The number of elements.
+        max_entries: u32,
+    },
+    /// The caller's buffer has another size than [`Layout::user_size`].
+    #[error("the value buffer must hold {0} bytes")]
+    Buffer(u64),
+}
+
+impl LookupError {
+    /// The error number `bpf(2)` reports.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Flags(_) | Self::NoSpinLock => Errno::EINVAL,
+            Self::NotReadable => Errno::EPERM,
+            Self::NoEntry { .. } => Errno::ENOENT,
+            Self::Buffer(_) => Errno::EFAULT,
+        }
+    }
+}
+
+/// Why an element cannot be written. The variants stand in the order in which a handle's update is checked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The handle may only read, or the map is frozen.
+    #[error("the handle may not write, or the map is frozen")]
+    NotWritable,
+    /// `F_LOCK` on values without a `bpf_spin_lock`.
+    #[error("the value has no bpf_spin_lock")]
+    NoSpinLock,
+    /// The caller's value has another size than [`Layout::user_size`].
+    #[error("the value must have {0} bytes")]
+    Buffer(u64),
+    /// Unknown flags.
+    #[error("flags {0:#x} are not valid for an update")]
+    Flags(u64),
+    /// No such element.
+    #[error("index {index} is not below max_entries {max_entries}")]
+    Index {
+        /// The index asked for.
+        index: u32,
+        /// The number of elements.
+        max_entries: u32,
+    },
+    /// `NOEXIST`, but array elements always exist.
+    #[error("the element exists, as all elements of an array do")]
+    Exists,
+}
+
+impl UpdateError {
+    /// The error number `bpf(2)` reports, and the helper's return value.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotWritable => Errno::EPERM,
+            Self::NoSpinLock | Self::Flags(_) => Errno::EINVAL,
+            Self::Buffer(_) => Errno::EFAULT,
+            Self::Index { .. } => Errno::E2BIG,
+            Self::Exists => Errno::EEXIST,
+        }
+    }
+}
+
+/// Why an element cannot be deleted. The variants stand in the order in which they are checked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// The handle may only read, or the map is frozen.
+    #[error("the handle may not write, or the map is frozen")]
+    NotWritable,
+    /// Elements of this map type cannot be deleted, whatever the key.
+    #[error("elements of this map type cannot be deleted")]
+    Unsupported,
+}
+
+impl DeleteError {
+    /// The error number `bpf(2)` reports, and the helper's return value.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotWritable => Errno::EPERM,
+            Self::Unsupported => Errno::EINVAL,
+        }
+    }
+}
+
+/// Why there is no next key.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum NextKeyError {
+    /// The handle may only write.
+    #[error("the handle may not read")]
+    NotReadable,
+    /// The key was the last one.
+    #[error("no key after the last")]
+    Last,
+}
+
+impl NextKeyError {
+    /// The error number `bpf(2)` reports.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotReadable => Errno::EPERM,
+            Self::Last => Errno::ENOENT,
+        }
+    }
+}
+
+/// Why a map cannot be frozen. The variants stand in the order in which they are checked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// The handle may only read, or the map is frozen already.
+    #[error("the handle may not write, or the map is frozen")]
+    NotWritable,
+    /// A write is under way.
+    #[error("the map is being written")]
+    Busy,
+}
+
+impl FreezeError {
+    /// The error number `bpf(2)` reports.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::NotWritable => Errno::EPERM,
+            Self::Busy => Errno::EBUSY,
+        }
+    }
+}
+
+/// Checks a handle's lookup up to the element: flags, mode, lock.
+///
+/// `spin_lock` tells whether values have a `bpf_spin_lock`.
+///
+/// # Errors
+/// [`LookupError::Flags`], [`LookupError::NotReadable`], [`LookupError::NoSpinLock`].
+///
+/// # Kernel
+/// `map_lookup_elem` in `kernel/bpf/syscall.c`
+pub const fn check_lookup(
+    mode: HandleMode,
+    flags: u64,
+    spin_lock: bool,
+) -> Result<(), LookupError> {
+    if flags & !elem_flags::F_LOCK != 0 {
+        return Err(LookupError::Flags(flags));
+    }
+    if !mode.can_read() {
+        return Err(LookupError::NotReadable);
+    }
+    if flags & elem_flags::F_LOCK != 0 && !spin_lock {
+        return Err(LookupError::NoSpinLock);
+    }
+    Ok(())
+}
+
+/// Checks a handle's update up to the value: mode, freezing, lock.
+///
+/// # Errors
+/// [`UpdateError::NotWritable`], [`UpdateError::NoSpinLock`].
+///
+/// # Kernel
+/// `map_update_elem` in `kernel/bpf/syscall.c`
+pub const fn check_update(
+    mode: HandleMode,
+    frozen: bool,
+    flags: u64,
+    spin_lock: bool,
+) -> Result<(), UpdateError> {
+    if !mode.can_write() || frozen {
+        return Err(UpdateError::NotWritable);
+    }
+    if flags & elem_flags::F_LOCK != 0 && !spin_lock {
+        return Err(UpdateError::NoSpinLock);
+    }
+    Ok(())
+}
+
+/// Checks a handle's delete up to the element: mode, freezing.
+///
+/// # Errors
+/// [`DeleteError::NotWritable`].
+///
+/// # Kernel
+/// `map_delete_elem` in `kernel/bpf/syscall.c`
+pub const fn check_delete(mode: HandleMode, frozen: bool) -> Result<(), DeleteError> {
+    if mode.can_write() && !frozen { Ok(()) } else { Err(DeleteError::NotWritable) }
+}
+
+/// Checks a handle's request for the next key.
+///
+/// # Errors
+/// [`NextKeyError::NotReadable`].
+///
+/// # Kernel
+/// `map_get_next_key` in `kernel/bpf/syscall.c`
+pub const fn check_next_key(mode: HandleMode) -> Result<(), NextKeyError> {
+    if mode.can_read() { Ok(()) } else { Err(NextKeyError::NotReadable) }
+}
+
+/// Checks a request to freeze; `writers` counts updates under way and writable mappings.
+///
+/// # Errors
+/// [`FreezeError::NotWritable`], [`FreezeError::Busy`].
+///
+/// # Kernel
+/// `map_freeze`
+#[doc(alias = "map_freeze")]
+pub const fn check_freeze(mode: HandleMode, frozen: bool, writers: u64) -> Result<(), FreezeError> {
+    if !mode.can_write() || frozen {
+        return Err(FreezeError::NotWritable);
+    }
+    if writers != 0 {
+        return Err(FreezeError::Busy);
+    }
+    Ok(())
+}
+
+/// The key after `key`, or the first one without a key. A key that is out of range starts over.
+///
+/// ```
+/// use bpfarray_core::attr::{Creator, MapAttr, MapType};
+/// use bpfarray_core::map::{NextKeyError, get_next_key};
+/// let attr = MapAttr { map_type: MapType::ARRAY, key_size: 4, value_size: 8, max_entries: 3, ..MapAttr::default() };
+/// let layout = attr.check(&Creator::default())?;
+/// assert_eq!(get_next_key(&layout, None), Ok(0));
+/// assert_eq!(get_next_key(&layout, Some(1)), Ok(2));
+/// assert_eq!(get_next_key(&layout, Some(2)), Err(NextKeyError::Last));
+/// assert_eq!(get_next_key(&layout, Some(3)), Ok(0));
+/// # Ok::<(), bpfarray_core::attr::CreateError>(())
+/// ```
+///
+/// # Errors
+/// [`NextKeyError::Last`] after the last key.
+///
+/// # Kernel
+/// `array_map_get_next_key`, the same for every array map
+#[doc(alias = "array_map_get_next_key")]
+pub const fn get_next_key(map: &Layout, key: Option<u32>) -> Result<u32, NextKeyError> {
+    match key {
+        Some(key) if key == map.max_entries() - 1 => Err(NextKeyError::Last),
+        Some(key) if key < map.max_entries() => Ok(key + 1),
+        _ => Ok(0),
+    }
+}
+
+/// The instructions that replace a program's call of `bpf_map_lookup_elem` on this map, or `None`
+/// where the call stays.
+///
+/// # Kernel
+/// `map_gen_lookup` of `struct bpf_map_ops`
+#[doc(alias = "map_gen_lookup")]
+pub fn gen_lookup(map: &Layout) -> Option<InlinedLookup> {
+    match map.kind() {
+        Kind::Array => array::gen_lookup(map),
+        Kind::PercpuArray => Some(percpu_array::gen_lookup(map)),
+    }
+}

@@ -1,0 +1,34 @@
+//! The live kernel's bpf(2), and comparisons of this workspace's crates with it.
+//!
+//! [`Kernel::available`] tells whether there is a kernel to ask. [`Map`], [`Prog`] and [`Btf`] are the
+//! kernel's objects; their errors are the kernel's own error numbers. [`compare`] asks the kernel
+//! and our crates the same random questions, [`record`] writes down what the kernel answered,
+//! and [`replay`] compares our crates with that, without a kernel.
+
+mod attr;
+mod btf;
+pub mod compare;
+pub mod corpus;
+mod create;
+pub mod gen_lookup;
+pub mod helpers;
+pub mod inputs;
+pub mod isa;
+mod kernel;
+mod kernel_program;
+pub mod ops;
+mod our_program;
+mod ours;
+pub mod programs;
+pub mod record;
+pub mod replay;
+mod rng;
+mod sys;
+mod text;
+pub mod vectors;
+
+pub use attr::{MapInfo, ProgLoad, TestRun, TestRunResult};
+pub use create::{Created, Creator, MapCreate, Request};
+pub use kernel::{Kernel, Unavailable, possible_cpus};
+pub use rng::Rng;
+pub use sys::{Btf, LoadError, Map, Prog};

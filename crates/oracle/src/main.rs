@@ -1,0 +1,89 @@
+//! Campaigns against the live kernel, and the recording of vectors.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use oracle::corpus::Corpus;
+use oracle::programs::Kind;
+use oracle::{Kernel, compare, record};
+
+/// Compare bpfarray with the live kernel, or record what the kernel answers
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare random operations on random maps
+    Ops(Campaign),
+    /// Compare random map creations
+    Creations(Campaign),
+    /// Compare the instructions of random inlined lookups
+    Lookups(Campaign),
+    /// Compare the runs of the compiled programs
+    Programs,
+    /// Compare random programs over the instruction set
+    Isa(Campaign),
+    /// Compare random programs that call map helpers
+    Helpers(Campaign),
+    /// Write the vector files of testdata
+    Record,
+}
+
+#[derive(clap::Args)]
+struct Campaign {
+    /// How many questions to ask
+    #[arg(long, default_value_t = 100_000)]
+    count: u64,
+    /// Seed of the first case; each further case has the next
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("oracle: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn random_programs(kernel: Kernel, kind: Kind, c: &Campaign) -> Result<(), compare::Error> {
+    compare::random_programs(kernel, kind, c.seed, c.count)?;
+    println!("{} programs: no difference", c.count);
+    Ok(())
+}
+
+fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
+    let kernel = Kernel::available().map_err(|e| format!("no live kernel: {e}"))?;
+    match command {
+        Command::Ops(c) => {
+            let done = compare::ops(kernel, c.seed, c.count)?;
+            println!("{done} operations: no difference");
+        }
+        Command::Creations(c) => {
+            compare::creations(kernel, c.seed, c.count)?;
+            println!("{} creations: no difference", c.count);
+        }
+        Command::Lookups(c) => {
+            compare::lookups(kernel, c.seed, c.count)?;
+            println!("{} lookups: no difference", c.count);
+        }
+        Command::Programs => {
+            let done = compare::programs(kernel, &Corpus::read()?)?;
+            println!("{done} answers of programs: no difference");
+        }
+        Command::Isa(c) => random_programs(kernel, Kind::ISA, &c)?,
+        Command::Helpers(c) => random_programs(kernel, Kind::HELPERS, &c)?,
+        Command::Record => {
+            for (name, recorder) in record::all(kernel, &Corpus::read()?)? {
+                println!("{name}: {} bytes", recorder.write(name)?);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Programs in our interpreter.
+
+use bpfarray::Map;
+use bpfarray_core::map::Kind;
+use bpfarray_vm::{Context, LoadOptions, Object, ProgType, Program};
+
+use crate::create::Creator;
+use crate::inputs::Input;
+use crate::programs::{self, Assembled, Contents, Engine, Outcome};
+
+/// Our interpreter. Objects get hardened maps, as by default; assembled programs get unmasked ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interpreter;
+
+/// A program with maps of its own.
+pub(crate) struct OurProgram {
+    program: Program,
+    maps: Vec<(String, Map)>,
+}
+
+impl Engine for Interpreter {
+    type Program = OurProgram;
+
+    fn load(&self, object: &Object, program: &str) -> Result<OurProgram, String> {
+        let loaded = object.clone().load(&LoadOptions::default()).map_err(|e| e.to_string())?;
+        let program = loaded.program(program).map_err(|e| e.to_string())?;
+        let maps = loaded.maps().map(|(spec, map)| (spec.name.clone(), map.clone())).collect();
+        Ok(OurProgram { program, maps })
+    }
+
+    fn assemble(&self, assembled: &Assembled) -> Result<OurProgram, String> {
+        let create = |create: &crate::MapCreate| {
+            let creator = Creator::Trusted.to_core();
+            Map::create_as(&create.to_core(), &creator).map_err(|e| e.to_string())
+        };
+        let maps = assembled.maps.iter().map(create).collect::<Result<Vec<_>, _>>()?;
+        let program = Program::from_insns(ProgType::RAW_TRACEPOINT, &assembled.insns, &maps);
+        let program = program.map_err(|e| e.to_string())?;
+        let maps = maps.into_iter().enumerate().map(|(i, map)| (i.to_string(), map)).collect();
+        Ok(OurProgram { program, maps })
+    }
+}
+
+impl programs::Program for OurProgram {
+    fn run(&mut self, input: &Input) -> Result<Outcome, String> {
+        let prog_type = self.program.prog_type();
+        let data_in = input.data.as_deref().unwrap_or_default();
+        let mut context = Context::new(prog_type, data_in, input.ctx.as_deref())
+            .map_err(|e| e.errno().to_string())?;
+        let outcome = self.program.run(&mut context).map_err(|e| e.to_string())?;
+        let returns_ctx = input.ctx.is_some() && prog_type != ProgType::RAW_TRACEPOINT;
+        Ok(Outcome {
+            retval: outcome.retval(),
+            data: input.data.is_some().then(|| context.packet()),
+            ctx: returns_ctx.then(|| context.ctx_out()),
+        })
+    }
+
+    fn maps(&self) -> Result<Vec<Contents>, String> {
+        self.maps.iter().map(|(name, map)| contents(name, map)).collect()
+    }
+}
+
+fn contents(name: &str, map: &Map) -> Result<Contents, String> {
+    let element = |index| {
+        let mut value = vec![0; map.user_size() as usize];
+        map.lookup_elem(index, &mut value, 0).map(|()| value)
+    };
+    let layout = map.layout();
+    Ok(Contents {
+        name: name.to_owned(),
+        percpu: (layout.kind() == Kind::PercpuArray).then_some(layout.elem_size() as usize),
+        elements: (0..map.max_entries())
+            .map(element)
+            .collect::<Result<_, _>>()
+            .map_err(|e| format!("reading map {name}: {e}"))?,
+    })
+}

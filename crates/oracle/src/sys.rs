@@ -1,0 +1,338 @@
+//! The system calls: bpf(2), and capset(2) for one thread. The only file of the crate with `unsafe`.
+//!
+//! Invariant: whatever address is put into an attribute block for the kernel to *write* to is the
+//! start of a buffer owned or exclusively borrowed by the function that makes the call, and at least
+//! as long as the kernel may write for that command. How long that is depends on the map, so [`Map`]
+//! takes its lengths at creation and keeps its fields private; nothing outside this file can
+//! break it. Addresses the kernel only reads from need no care here: it copies what it can reach,
+//! and answers EFAULT otherwise.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use bpfarray_core::Errno;
+use bpfarray_core::insn::{INSN_SIZE, Insn};
+
+use crate::attr::{Attr, MapInfo, ProgLoad, TestRun, TestRunResult};
+use crate::create::MapCreate;
+use crate::kernel::possible_cpus;
+
+/// Commands of bpf(2).
+mod cmd {
+    pub(super) const MAP_CREATE: u32 = 0;
+    pub(super) const MAP_LOOKUP_ELEM: u32 = 1;
+    pub(super) const MAP_UPDATE_ELEM: u32 = 2;
+    pub(super) const MAP_DELETE_ELEM: u32 = 3;
+    pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
+    pub(super) const PROG_LOAD: u32 = 5;
+    pub(super) const PROG_TEST_RUN: u32 = 10;
+    pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
+    pub(super) const BTF_LOAD: u32 = 18;
+    pub(super) const MAP_FREEZE: u32 = 22;
+}
+
+/// Calls bpf(2) with the first `size` bytes of `attr`.
+///
+/// # Safety
+/// Every address in `attr` that the kernel writes to under command `cmd` must be valid for writes of
+/// all the bytes it may write.
+unsafe fn bpf(cmd: u32, attr: &mut Attr, size: usize) -> Result<i32, Errno> {
+    let size = size.min(Attr::SIZE);
+    // SAFETY: `attr` is borrowed exclusively and at least `size` bytes long, so the kernel may read
+    // it and write results back; the addresses inside it are the caller's promise.
+    let r = unsafe { libc::syscall(libc::SYS_bpf, cmd, attr.as_mut_ptr(), size) };
+    i32::try_from(r).ok().filter(|r| *r >= 0).ok_or_else(last_errno)
+}
+
+fn last_errno() -> Errno {
+    Errno::from_raw(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: called only with what a creating bpf(2) command has just returned: a new, open
+    // descriptor that nothing else in the process knows of.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A map of the live kernel, closed on drop.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    key_len: usize,
+    value_len: usize,
+}
+
+impl Map {
+    /// Creates a map (`BPF_MAP_CREATE`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create(create: &MapCreate) -> Result<Self, Errno> {
+        let mut attr = create.encode();
+        // SAFETY: the kernel writes to no address of this command.
+        let fd = unsafe { bpf(cmd::MAP_CREATE, &mut attr, MapCreate::SIZE) }?;
+        Ok(Self {
+            fd: owned(fd),
+            key_len: create.key_size as usize,
+            value_len: create.value_len(possible_cpus()),
+        })
+    }
+
+    /// Bytes of a value as the element commands copy it: all CPUs' values for per-CPU types.
+    pub fn value_len(&self) -> usize {
+        self.value_len
+    }
+
+    fn elem(&self, key: &[u8]) -> Attr {
+        assert_eq!(key.len(), self.key_len, "key length");
+        let mut attr = Attr::default();
+        attr.u32(0, self.raw()).ptr(8, key.as_ptr());
+        attr
+    }
+
+    /// Reads an element (`BPF_MAP_LOOKUP_ELEM`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn lookup(&self, key: &[u8], flags: u64) -> Result<Vec<u8>, Errno> {
+        let mut value = vec![0; self.value_len];
+        let mut attr = self.elem(key);
+        attr.ptr(16, value.as_mut_ptr()).u64(24, flags);
+        // SAFETY: the kernel writes at most a value to `value`, which is `value_len` bytes long: the
+        // most any map type copies out for this value size on this number of CPUs.
+        unsafe { bpf(cmd::MAP_LOOKUP_ELEM, &mut attr, 32) }?;
+        Ok(value)
+    }
+
+    /// Writes an element (`BPF_MAP_UPDATE_ELEM`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn update(&self, key: &[u8], value: &[u8], flags: u64) -> Result<(), Errno> {
+        assert_eq!(value.len(), self.value_len, "value length");
+        let mut attr = self.elem(key);
+        attr.ptr(16, value.as_ptr()).u64(24, flags);
+        // SAFETY: the kernel writes to no address of this command.
+        unsafe { bpf(cmd::MAP_UPDATE_ELEM, &mut attr, 32) }.map(drop)
+    }
+
+    /// Deletes an element (`BPF_MAP_DELETE_ELEM`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn delete(&self, key: &[u8]) -> Result<(), Errno> {
+        let mut attr = self.elem(key);
+        // SAFETY: the kernel writes to no address of this command.
+        unsafe { bpf(cmd::MAP_DELETE_ELEM, &mut attr, 16) }.map(drop)
+    }
+
+    /// The key after `key`, or the first one (`BPF_MAP_GET_NEXT_KEY`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn next_key(&self, key: Option<&[u8]>) -> Result<Vec<u8>, Errno> {
+        let mut next = vec![0; self.key_len];
+        let mut attr = Attr::default();
+        attr.u32(0, self.raw()).ptr(16, next.as_mut_ptr());
+        if let Some(key) = key {
+            assert_eq!(key.len(), self.key_len, "key length");
+            attr.ptr(8, key.as_ptr());
+        }
+        // SAFETY: the kernel writes one key to `next`, which is `key_len` bytes long.
+        unsafe { bpf(cmd::MAP_GET_NEXT_KEY, &mut attr, 24) }?;
+        Ok(next)
+    }
+
+    /// Forbids further writes by system calls (`BPF_MAP_FREEZE`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn freeze(&self) -> Result<(), Errno> {
+        let mut attr = Attr::default();
+        attr.u32(0, self.raw());
+        // SAFETY: the kernel writes to no address of this command.
+        unsafe { bpf(cmd::MAP_FREEZE, &mut attr, 4) }.map(drop)
+    }
+
+    /// Bytes of kernel memory the map is charged for: the `memlock` line of its fdinfo.
+    ///
+    /// # Errors
+    /// EPROTO where there is no such line.
+    pub fn memlock(&self) -> Result<u64, Errno> {
+        let fdinfo = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
+        let text = std::fs::read_to_string(fdinfo).unwrap_or_default();
+        let line = text.lines().find_map(|l| l.strip_prefix("memlock:"));
+        line.and_then(|l| l.trim().parse().ok()).ok_or(Errno::EPROTO)
+    }
+
+    /// What the kernel tells about the map (`BPF_OBJ_GET_INFO_BY_FD`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn info(&self) -> Result<MapInfo, Errno> {
+        let mut info = [0; MapInfo::SIZE];
+        obj_info(&self.fd, &mut info)?;
+        Ok(MapInfo::decode(&info))
+    }
+
+    fn raw(&self) -> u32 {
+        self.fd.as_raw_fd().cast_unsigned()
+    }
+}
+
+/// Fills `info` for an object that has no input addresses in its block.
+fn obj_info(fd: &OwnedFd, info: &mut [u8]) -> Result<(), Errno> {
+    let mut attr = Attr::default();
+    attr.u32(0, fd.as_raw_fd().cast_unsigned()).len(4, info.len()).ptr(8, info.as_mut_ptr());
+    // SAFETY: the kernel writes at most the length at offset 4 to `info`, and reads further output
+    // addresses from it only where the caller put some; see `Prog::xlated`.
+    unsafe { bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr, 16) }.map(drop)
+}
+
+/// A BTF object of the live kernel, closed on drop.
+#[derive(Debug)]
+pub struct Btf(OwnedFd);
+
+impl Btf {
+    /// Loads BTF (`BPF_BTF_LOAD`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn load(btf: &[u8]) -> Result<Self, Errno> {
+        let mut attr = Attr::default();
+        attr.ptr(0, btf.as_ptr()).len(16, btf.len());
+        // SAFETY: no log buffer is given, so the kernel writes to no address of this command.
+        unsafe { bpf(cmd::BTF_LOAD, &mut attr, 28) }.map(|fd| Self(owned(fd)))
+    }
+}
+
+/// Why a program was not loaded.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{errno}\n{log}")]
+pub struct LoadError {
+    /// The error number.
+    pub errno: Errno,
+    /// What the verifier wrote, empty where it was not reached.
+    pub log: String,
+}
+
+/// A program of the live kernel, closed on drop.
+#[derive(Debug)]
+pub struct Prog(OwnedFd);
+
+impl Prog {
+    /// Loads a program (`BPF_PROG_LOAD`). It is loaded once without a log; a refused one again with.
+    ///
+    /// # Errors
+    /// What the kernel says, with the verifier's log.
+    pub fn load(load: &ProgLoad<'_>) -> Result<Self, LoadError> {
+        let insns: Vec<u8> = load.insns.iter().flat_map(|i| i.encode()).collect();
+        let maps: Vec<u32> = load.maps.iter().map(|m| m.raw()).collect();
+        let func_info: Vec<u32> = load.func_info.iter().flat_map(|f| [f.0, f.1]).collect();
+        let license = b"Dual MIT/GPL\0";
+        let mut attr = Attr::default();
+        attr.u32(0, load.prog_type)
+            .len(4, load.insns.len())
+            .ptr(8, insns.as_ptr())
+            .ptr(16, license.as_ptr())
+            .u32(44, load.prog_flags)
+            .u32(68, load.expected_attach_type);
+        if let Some(btf) = load.btf {
+            attr.u32(72, btf.0.as_raw_fd().cast_unsigned())
+                .u32(76, 8)
+                .ptr(80, func_info.as_ptr())
+                .len(88, load.func_info.len());
+        }
+        if !maps.is_empty() {
+            attr.ptr(120, maps.as_ptr());
+        }
+        // SAFETY: no log buffer is given, so the kernel writes to no address of this command.
+        let errno = match unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) } {
+            Ok(fd) => return Ok(Self(owned(fd))),
+            Err(errno) => errno,
+        };
+        let mut log = vec![0; 1 << 20];
+        attr.u32(24, 1).len(28, log.len()).ptr(32, log.as_mut_ptr());
+        // SAFETY: the kernel writes at most the length at offset 28 to `log`.
+        if let Ok(fd) = unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) } {
+            return Ok(Self(owned(fd)));
+        }
+        let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
+        Err(LoadError { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() })
+    }
+
+    /// The program's instructions after the verifier has rewritten them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn xlated(&self) -> Result<Vec<Insn>, Errno> {
+        const XLATED_LEN: usize = 20;
+        const XLATED_INSNS: usize = 32;
+        let mut info = [0; 40];
+        obj_info(&self.0, &mut info)?;
+        let len: [u8; 4] = std::array::from_fn(|i| info[XLATED_LEN + i]);
+        let mut insns = vec![[0; INSN_SIZE]; u32::from_ne_bytes(len) as usize / INSN_SIZE];
+        // `info` again, this time with an output address: `xlated_prog_len` bytes, as just told, and
+        // a program's length does not change. The other lengths are zero.
+        info = [0; 40];
+        info[XLATED_LEN..XLATED_LEN + 4].copy_from_slice(&len);
+        info[XLATED_INSNS..].copy_from_slice(&(insns.as_mut_ptr() as u64).to_ne_bytes());
+        obj_info(&self.0, &mut info)?;
+        Ok(insns.into_iter().map(Insn::decode).collect())
+    }
+
+    /// Runs the program (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn test_run(&self, run: &TestRun<'_>) -> Result<TestRunResult, Errno> {
+        // Syscall programs get their context back through the input address.
+        let mut ctx_in = run.ctx_in.to_vec();
+        let mut ctx_out = vec![0; if run.ctx_is_copied_back { 0 } else { ctx_in.len() }];
+        let mut data_out = vec![0; run.data_out_len];
+        let mut attr = Attr::default();
+        attr.u32(0, self.0.as_raw_fd().cast_unsigned()).u32(32, run.repeat);
+        if !run.data_in.is_empty() {
+            attr.len(8, run.data_in.len()).ptr(16, run.data_in.as_ptr());
+        }
+        if !data_out.is_empty() {
+            attr.len(12, data_out.len()).ptr(24, data_out.as_mut_ptr());
+        }
+        if !ctx_in.is_empty() {
+            attr.len(40, ctx_in.len()).ptr(48, ctx_in.as_mut_ptr());
+        }
+        if !ctx_out.is_empty() {
+            attr.len(44, ctx_out.len()).ptr(56, ctx_out.as_mut_ptr());
+        }
+        // SAFETY: the kernel writes at most the lengths at offsets 12, 40 and 44 to `data_out`,
+        // `ctx_in` and `ctx_out`, all three owned here.
+        unsafe { bpf(cmd::PROG_TEST_RUN, &mut attr, 80) }?;
+        data_out.truncate(attr.get_u32(12) as usize);
+        ctx_out.truncate(attr.get_u32(44) as usize);
+        Ok(TestRunResult {
+            retval: attr.get_u32(4),
+            data_out,
+            ctx_out: if run.ctx_is_copied_back { ctx_in } else { ctx_out },
+            duration_ns: attr.get_u32(36),
+        })
+    }
+}
+
+/// Takes capabilities, named by their bits, out of the calling thread's effective set.
+pub(crate) fn drop_capabilities(caps: u64) -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = [VERSION_3, 0];
+    // Effective, permitted, inheritable; first for capabilities 0 to 31, then for 32 to 63.
+    let mut data = [0_u32; 6];
+    // SAFETY: version 3 reads and may write the two words of the header, and writes six words.
+    if unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) } != 0 {
+        return Err(last_errno());
+    }
+    data[0] &= !(caps as u32);
+    data[3] &= !((caps >> 32) as u32);
+    // SAFETY: version 3 reads and may write the two words of the header, and reads six words.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), data.as_ptr()) } != 0 {
+        return Err(last_errno());
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! Our crates against the live kernel. Where there is none, every test counts as ignored.
+
+use std::collections::HashSet;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use oracle::corpus::Corpus;
+use oracle::programs::Kind;
+use oracle::{Kernel, compare};
+
+type Test = fn(Kernel) -> Result<(), Failed>;
+
+const TESTS: &[(&str, Test)] = &[
+    ("creations_are_accepted_and_refused_as_by_the_kernel", |kernel| {
+        Ok(compare::creations(kernel, 1, 10_000)?)
+    }),
+    ("a_hundred_thousand_operations_answer_as_the_kernel", |kernel| {
+        let done = compare::ops(kernel, 1, 100_000)?;
+        assert!(done >= 100_000, "only {done} operations");
+        Ok(())
+    }),
+    ("inlined_lookups_are_the_instructions_of_the_kernel", |kernel| {
+        Ok(compare::lookups(kernel, 1, 2_000)?)
+    }),
+    ("compiled_programs_give_the_results_of_the_kernel", |kernel| {
+        let corpus = Corpus::read()?;
+        let programs: HashSet<_> = corpus.runs.iter().map(|r| (&r.object, &r.program)).collect();
+        assert!(programs.len() > 40, "only {} programs", programs.len());
+        compare::programs(kernel, &corpus)?;
+        Ok(())
+    }),
+    ("random_arithmetic_gives_the_results_of_the_kernel", |kernel| {
+        Ok(compare::random_programs(kernel, Kind::ISA, 1, 3_000)?)
+    }),
+    ("random_helper_calls_give_the_results_of_the_kernel", |kernel| {
+        Ok(compare::random_programs(kernel, Kind::HELPERS, 1, 3_000)?)
+    }),
+];
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let kernel = Kernel::available().map_err(|why| format!("no live kernel: {why}"));
+    let trials = TESTS.iter().map(|&(name, test)| match kernel.clone() {
+        Ok(kernel) => Trial::test(name, move || test(kernel)),
+        Err(why) => {
+            // Listing must stay parsable, and a runner that lists first runs each test later.
+            if !args.list {
+                eprintln!("SKIPPED ({why}): {name}");
+            }
+            // Run all the same, as with `--ignored`, it fails.
+            Trial::test(name, move || Err(why.into())).with_ignored_flag(true)
+        }
+    });
+    let conclusion = libtest_mimic::run(&args, trials.collect());
+    if let (Err(why), false) = (&kernel, args.list) {
+        eprintln!("{} tests SKIPPED: {why}", TESTS.len());
+    }
+    conclusion.exit_code()
+}

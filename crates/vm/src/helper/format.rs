@@ -1,0 +1,234 @@
+//! The formats of `bpf_trace_printk` and its relatives.
+
+use bpfarray_core::Errno;
+
+use crate::fault::HelperError;
+use crate::interp::Machine;
+
+/// Most arguments of the helpers that take them from memory.
+const MAX_ARGS: u32 = 12;
+
+/// Longest string that `%s` prints.
+const MAX_STRING: usize = 512;
+
+/// Arguments that are an array of `data_len` bytes.
+pub(super) fn read_args(
+    machine: &mut Machine<'_>,
+    data: u64,
+    data_len: u32,
+) -> Result<Result<Vec<u64>, Errno>, HelperError> {
+    if !data_len.is_multiple_of(8) || data_len > MAX_ARGS * 8 || data_len != 0 && data == 0 {
+        return Ok(Err(Errno::EINVAL));
+    }
+    if data_len == 0 {
+        return Ok(Ok(Vec::new()));
+    }
+    let bytes = machine.read_vec(data, data_len.into())?;
+    let (words, _) = bytes.as_chunks::<8>();
+    Ok(Ok(words.iter().map(|word| u64::from_ne_bytes(*word)).collect()))
+}
+
+/// How a conversion is to be laid out.
+#[derive(Copy, Clone, Default)]
+struct Layout {
+    left: bool,
+    zeroes: bool,
+    plus: bool,
+    space: bool,
+    width: usize,
+}
+
+impl Layout {
+    /// Takes flags and width off the front of a format.
+    fn parse(fmt: &mut &[u8]) -> Self {
+        let mut layout = Self::default();
+        while let [flag, rest @ ..] = *fmt {
+            match flag {
+                b'-' => layout.left = true,
+                b'0' => layout.zeroes = true,
+                b'+' => layout.plus = true,
+                b' ' => layout.space = true,
+                _ => break,
+            }
+            *fmt = rest;
+        }
+        while let [digit @ b'0'..=b'9', rest @ ..] = *fmt {
+            layout.width = layout.width.saturating_mul(10).saturating_add((digit - b'0').into());
+            *fmt = rest;
+        }
+        layout.width = layout.width.min(i16::MAX as usize);
+        layout
+    }
+
+    fn text(self, out: &mut Vec<u8>, text: &[u8]) {
+        let padding = self.width.saturating_sub(text.len());
+        if !self.left {
+            out.resize(out.len() + padding, b' ');
+        }
+        out.extend_from_slice(text);
+        if self.left {
+            out.resize(out.len() + padding, b' ');
+        }
+    }
+
+    fn number(self, out: &mut Vec<u8>, sign: &str, digits: &str) {
+        let zeroes = match self.zeroes && !self.left {
+            true => self.width.saturating_sub(sign.len() + digits.len()),
+            false => 0,
+        };
+        self.text(out, format!("{sign}{}{digits}", "0".repeat(zeroes)).as_bytes());
+    }
+
+    fn signed(self, out: &mut Vec<u8>, number: i64) {
+        let sign = match number {
+            ..0 => "-",
+            _ if self.plus => "+",
+            _ if self.space => " ",
+            _ => "",
+        };
+        self.number(out, sign, &number.unsigned_abs().to_string());
+    }
+}
+
+/// What a format makes of its arguments. A format that the kernel does not know, or that needs more
+/// arguments than there are, is EINVAL.
+///
+/// # Kernel
+/// `bpf_bprintf_prepare`
+#[doc(alias = "bpf_bprintf_prepare")]
+pub(super) fn format(
+    machine: &mut Machine<'_>,
+    mut fmt: &[u8],
+    args: &[u64],
+) -> Result<Result<Vec<u8>, Errno>, HelperError> {
+    let mut out = Vec::new();
+    let mut args = args.iter().copied();
+    while let [byte, rest @ ..] = fmt {
+        fmt = rest;
+        match byte {
+            b'%' if fmt.first() == Some(&b'%') => {
+                out.push(b'%');
+                fmt = &fmt[1..];
+            }
+            b'%' => {
+                let layout = Layout::parse(&mut fmt);
+                let Some(arg) = args.next() else { return Ok(Err(Errno::EINVAL)) };
+                if convert(machine, &mut out, &mut fmt, layout, arg)?.is_none() {
+                    return Ok(Err(Errno::EINVAL));
+                }
+            }
+            byte if is_printable(*byte) => out.push(*byte),
+            _ => return Ok(Err(Errno::EINVAL)),
+        }
+    }
+    Ok(Ok(out))
+}
+
+/// Printable or white space in Latin-1, as the kernel's `ctype` has it.
+fn is_printable(byte: u8) -> bool {
+    matches!(byte, 0x09..=0x0d | 0x20..=0x7e | 0xa0..)
+}
+
+/// Appends one argument; `None` for a conversion that there is not.
+fn convert(
+    machine: &mut Machine<'_>,
+    out: &mut Vec<u8>,
+    fmt: &mut &[u8],
+    layout: Layout,
+    arg: u64,
+) -> Result<Option<()>, HelperError> {
+    let (conversion, rest) = match *fmt {
+        [b'p', rest @ ..] => {
+            *fmt = rest;
+            return convert_pointer(machine, out, fmt, layout, arg);
+        }
+        [b's', rest @ ..] => {
+            *fmt = rest;
+            layout.text(out, &string(machine, arg)?);
+            return Ok(Some(()));
+        }
+        [b'c', rest @ ..] => {
+            *fmt = rest;
+            layout.text(out, &[arg as u8]);
+            return Ok(Some(()));
+        }
+        [b'l', b'l', conversion, rest @ ..] | [b'l', conversion, rest @ ..] => {
+            ((*conversion, true), rest)
+        }
+        [conversion, rest @ ..] => ((*conversion, false), rest),
+        [] => return Ok(None),
+    };
+    *fmt = rest;
+    let (conversion, wide) = conversion;
+    let unsigned = if wide { arg } else { arg as u32 as u64 };
+    let signed = if wide { arg as i64 } else { arg as i32 as i64 };
+    match conversion {
+        b'd' | b'i' => layout.signed(out, signed),
+        b'u' => layout.number(out, "", &unsigned.to_string()),
+        b'x' => layout.number(out, "", &format!("{unsigned:x}")),
+        b'X' => layout.number(out, "", &format!("{unsigned:X}")),
+        _ => return Ok(None),
+    }
+    Ok(Some(()))
+}
+
+/// A pointer, or what it points to. Addresses are not hashed here: they are the program's own.
+fn convert_pointer(
+    machine: &mut Machine<'_>,
+    out: &mut Vec<u8>,
+    fmt: &mut &[u8],
+    layout: Layout,
+    arg: u64,
+) -> Result<Option<()>, HelperError> {
+    let (text, rest) = match *fmt {
+        [b'k' | b'u', b's', rest @ ..] => (string(machine, arg)?, rest),
+        [b's' | b'S' | b'B', rest @ ..] => (format!("{arg:#x}").into_bytes(), rest),
+        [b'K' | b'x', rest @ ..] => (format!("{arg:016x}").into_bytes(), rest),
+        [kind @ (b'i' | b'I'), b'4', rest @ ..] => {
+            (ipv4(bytes(machine, arg)?, *kind == b'i').into_bytes(), rest)
+        }
+        [kind @ (b'i' | b'I'), b'6', rest @ ..] => {
+            let separator = if *kind == b'I' { ":" } else { "" };
+            (ipv6(bytes(machine, arg)?, separator).into_bytes(), rest)
+        }
+        [] => (format!("{arg:016x}").into_bytes(), *fmt),
+        [next, ..] if next.is_ascii_whitespace() || next.is_ascii_punctuation() => {
+            (format!("{arg:016x}").into_bytes(), *fmt)
+        }
+        _ => return Ok(None),
+    };
+    *fmt = rest;
+    layout.text(out, &text);
+    Ok(Some(()))
+}
+
+/// A string of the program. One that cannot be read is empty, as in the kernel.
+fn string(machine: &mut Machine<'_>, addr: u64) -> Result<Vec<u8>, HelperError> {
+    or_default(machine.read_str(addr, MAX_STRING))
+}
+
+/// Bytes of the program. What cannot be read is zero, as in the kernel.
+fn bytes<const N: usize>(machine: &mut Machine<'_>, addr: u64) -> Result<[u8; N], HelperError> {
+    let mut bytes = [0; N];
+    or_default(machine.read(addr, &mut bytes))?;
+    Ok(bytes)
+}
+
+fn or_default<T: Default>(result: Result<T, HelperError>) -> Result<T, HelperError> {
+    match result {
+        Err(HelperError::Access(_)) => Ok(T::default()),
+        result => result,
+    }
+}
+
+fn ipv4(address: [u8; 4], leading_zeroes: bool) -> String {
+    let width = if leading_zeroes { 3 } else { 1 };
+    address.map(|byte| format!("{byte:0width$}")).join(".")
+}
+
+fn ipv6(address: [u8; 16], separator: &str) -> String {
+    let (groups, _) = address.as_chunks::<2>();
+    let groups: Vec<String> =
+        groups.iter().map(|group| format!("{:04x}", u16::from_be_bytes(*group))).collect();
+    groups.join(separator)
+}

@@ -1,0 +1,152 @@
+//! The functions a program can call by number: Linux's, and those a host adds.
+
+mod csum;
+mod format;
+mod map;
+mod skb;
+mod string;
+mod system;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod xdp;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bpfarray_core::helper_id;
+
+pub use crate::fault::HelperError;
+pub use crate::interp::Machine;
+
+/// What a helper does: it gets r1 to r5 and gives r0.
+pub type Function = dyn Fn(&mut Machine<'_>, [u64; 5]) -> Result<u64, HelperError> + Send + Sync;
+
+/// Where traces go.
+type Trace = dyn Fn(&str) + Send + Sync;
+
+/// A function a program can call.
+#[derive(Clone)]
+pub struct Helper {
+    name: Arc<str>,
+    function: Arc<Function>,
+}
+
+impl Helper {
+    /// The helper's name; Linux's have the prefix `bpf_`.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn call(
+        &self,
+        machine: &mut Machine<'_>,
+        args: [u64; 5],
+    ) -> Result<u64, HelperError> {
+        (self.function)(machine, args)
+    }
+}
+
+impl fmt::Debug for Helper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Helper").field(&self.name).finish()
+    }
+}
+
+/// The helpers that programs can call, by their numbers.
+///
+/// ```
+/// use bpfarray_vm::helper::HelperSet;
+/// let mut helpers = HelperSet::linux();
+/// assert_eq!(helpers.name(1), Some("bpf_map_lookup_elem"));
+/// helpers.register(100_000, "host_add", |_, [a, b, ..]| Ok(a.wrapping_add(b)));
+/// assert!(helpers.contains(100_000));
+/// ```
+#[derive(Clone)]
+pub struct HelperSet {
+    helpers: BTreeMap<u32, Helper>,
+    trace: Arc<Trace>,
+}
+
+/// A helper as the tables of this module have it.
+type Builtin = (u32, fn(&mut Machine<'_>, [u64; 5]) -> Result<u64, HelperError>);
+
+impl HelperSet {
+    /// The helpers of Linux that can be had outside a kernel.
+    pub fn linux() -> Self {
+        let mut set = Self::none();
+        let tables: [&[Builtin]; 7] = [
+            map::HELPERS,
+            csum::HELPERS,
+            skb::HELPERS,
+            string::HELPERS,
+            system::HELPERS,
+            trace::HELPERS,
+            xdp::HELPERS,
+        ];
+        for &(id, function) in tables.into_iter().flatten() {
+            if let Some(name) = helper_id::name(id) {
+                set.register(id, name, function);
+            }
+        }
+        set
+    }
+
+    /// No helpers at all.
+    pub fn none() -> Self {
+        Self { helpers: BTreeMap::new(), trace: Arc::new(|text| eprint!("{text}")) }
+    }
+
+    /// Adds a helper, in the place of one that had its number.
+    ///
+    /// A helper may read and write the program's memory through [`Machine::read`] and [`Machine::write`],
+    /// and call functions of the program with [`Machine::call`].
+    pub fn register(
+        &mut self,
+        id: u32,
+        name: &str,
+        function: impl Fn(&mut Machine<'_>, [u64; 5]) -> Result<u64, HelperError>
+        + Send
+        + Sync
+        + 'static,
+    ) {
+        self.helpers.insert(id, Helper { name: name.into(), function: Arc::new(function) });
+    }
+
+    /// Whether programs can call a helper of this number.
+    pub fn contains(&self, id: u32) -> bool {
+        self.helpers.contains_key(&id)
+    }
+
+    /// The name of the helper that has this number.
+    pub fn name(&self, id: u32) -> Option<&str> {
+        self.get(id).map(|helper| &*helper.name)
+    }
+
+    /// The helper that has this number.
+    pub(crate) fn get(&self, id: u32) -> Option<&Helper> {
+        self.helpers.get(&id)
+    }
+
+    /// Says where the text of `bpf_trace_printk` goes: by default to standard error.
+    pub fn set_trace(&mut self, trace: impl Fn(&str) + Send + Sync + 'static) {
+        self.trace = Arc::new(trace);
+    }
+
+    pub(crate) fn trace(&self, text: &str) {
+        (self.trace)(text);
+    }
+}
+
+impl Default for HelperSet {
+    fn default() -> Self {
+        Self::linux()
+    }
+}
+
+impl fmt::Debug for HelperSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.helpers.iter().map(|(id, helper)| (id, &helper.name))).finish()
+    }
+}

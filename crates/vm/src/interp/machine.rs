@@ -1,0 +1,308 @@
+//! A running program: its memory, as instructions and helpers reach it.
+
+use bpfarray::{AtomicError, Lane, Map, Memory};
+
+use super::stack::{MAX_FRAMES, Stack};
+use super::{Code, Environment};
+use crate::context::Context;
+use crate::fault::{AccessError, AccessReason, FaultKind, HelperError};
+
+/// What a function needs to have back when one that it called returns.
+#[derive(Copy, Clone, Default)]
+pub(super) struct Frame {
+    /// The function's first instruction.
+    pub(super) entry: usize,
+    /// Where the caller goes on.
+    pub(super) resume: usize,
+    /// The caller's r6 to r9.
+    pub(super) saved: [u64; 4],
+    /// How often `may_goto` stays in its loop.
+    pub(super) may_goto: u32,
+}
+
+/// A program that is running, as the helpers see it that it calls.
+///
+/// Addresses that helpers get as arguments are just numbers. [`Machine::read`] and [`Machine::write`]
+/// check that the program may touch what is there.
+pub struct Machine<'e> {
+    pub(super) code: &'e Code,
+    pub(super) environment: &'e Environment,
+    context: &'e mut Context,
+    lane: &'e Lane,
+    stack: Stack,
+    pub(super) frames: [Frame; MAX_FRAMES],
+    /// How many frames are in use.
+    pub(super) depth: usize,
+    fuel: u64,
+    /// Where among the regions the last access was.
+    hint: usize,
+}
+
+impl<'e> Machine<'e> {
+    pub(super) fn new(
+        code: &'e Code,
+        environment: &'e Environment,
+        context: &'e mut Context,
+        lane: &'e Lane,
+        stack: Stack,
+    ) -> Self {
+        Self {
+            code,
+            environment,
+            context,
+            lane,
+            stack,
+            frames: [Frame::default(); MAX_FRAMES],
+            depth: 0,
+            fuel: environment.fuel,
+            hint: 0,
+        }
+    }
+
+    pub(super) fn into_stack(self) -> Stack {
+        self.stack
+    }
+
+    /// Takes a frame of zeroes into use and gives its top, the new r10.
+    #[inline]
+    pub(super) fn push(&mut self, frame: Frame) -> Result<u64, FaultKind> {
+        let slot = self.frames.get_mut(self.depth).ok_or(FaultKind::CallDepth)?;
+        *slot = frame;
+        self.depth += 1;
+        self.stack.push();
+        Ok(self.stack.top())
+    }
+
+    /// Takes the last frame out of use.
+    #[inline]
+    pub(super) fn pop(&mut self) -> Frame {
+        self.depth -= 1;
+        self.stack.pop();
+        self.frames[self.depth]
+    }
+
+    /// r10 of the running function.
+    #[inline]
+    pub(super) fn frame_top(&self) -> u64 {
+        self.stack.top()
+    }
+
+    /// Takes `amount` from the fuel.
+    #[inline]
+    pub(super) fn burn(&mut self, amount: u64) -> Result<(), FaultKind> {
+        self.fuel = self.fuel.checked_sub(amount).ok_or(FaultKind::OutOfFuel)?;
+        Ok(())
+    }
+
+    /// What the per-CPU move adds.
+    pub(super) fn percpu_base(&self) -> u64 {
+        self.environment.regions.window(self.lane.cpu())
+    }
+
+    #[inline(always)]
+    pub(super) fn load<const SIZE: usize>(&mut self, addr: u64) -> Result<u64, AccessError> {
+        match self.stack.load::<SIZE>(addr) {
+            Some(number) => Ok(number),
+            None => self.load_elsewhere::<SIZE>(addr),
+        }
+    }
+
+    #[inline]
+    fn load_elsewhere<const SIZE: usize>(&mut self, addr: u64) -> Result<u64, AccessError> {
+        let loaded = match self.context.buffer().load(addr, SIZE) {
+            Some(loaded) => loaded,
+            None => self
+                .locate(addr, SIZE, false)
+                .and_then(|(memory, at)| memory.load(at, SIZE).map_err(|_| AccessReason::Nowhere)),
+        };
+        loaded.map_err(|reason| denied(addr, SIZE, false, reason))
+    }
+
+    #[inline(always)]
+    pub(super) fn store<const SIZE: usize>(
+        &mut self,
+        addr: u64,
+        number: u64,
+    ) -> Result<(), AccessError> {
+        match self.stack.store::<SIZE>(addr, number) {
+            Some(()) => Ok(()),
+            None => self.store_elsewhere::<SIZE>(addr, number),
+        }
+    }
+
+    #[inline]
+    fn store_elsewhere<const SIZE: usize>(
+        &mut self,
+        addr: u64,
+        number: u64,
+    ) -> Result<(), AccessError> {
+        self.locate(addr, SIZE, true)
+            .and_then(|(memory, at)| {
+                memory.store(at, SIZE, number).map_err(|_| AccessReason::Nowhere)
+            })
+            .map_err(|reason| denied(addr, SIZE, true, reason))
+    }
+
+    /// Runs an operation on memory that the program may read, or write.
+    pub(super) fn access<T>(
+        &mut self,
+        addr: u64,
+        size: usize,
+        write: bool,
+        operation: impl FnOnce(&Memory, usize) -> Result<T, AtomicError>,
+    ) -> Result<T, AccessError> {
+        self.locate(addr, size, write)
+            .and_then(|(memory, at)| operation(memory, at).map_err(|_| AccessReason::Misaligned))
+            .map_err(|reason| denied(addr, size, write, reason))
+    }
+
+    /// The memory and the offset in it of an access.
+    #[inline]
+    fn locate(
+        &mut self,
+        addr: u64,
+        size: usize,
+        write: bool,
+    ) -> Result<(&Memory, usize), AccessReason> {
+        if let Some(located) = self.stack.locate(addr, size, write) {
+            return located;
+        }
+        if let Some(located) = self.context.buffer().locate(addr, size, write) {
+            return located.map(|at| (self.context.buffer().memory(), at));
+        }
+        self.environment.regions.locate(addr, size, write, &mut self.hint)
+    }
+
+    /// Reads bytes of the program's memory.
+    ///
+    /// # Errors
+    /// [`HelperError::Access`] if the program may not read them; [`HelperError::OutOfFuel`].
+    pub fn read(&mut self, addr: u64, bytes: &mut [u8]) -> Result<(), HelperError> {
+        let size = bytes.len();
+        self.locate(addr, size, false)
+            .and_then(|(memory, at)| memory.read(at, bytes).map_err(|_| AccessReason::Nowhere))
+            .map_err(|reason| denied(addr, size, false, reason))?;
+        self.charge(size)
+    }
+
+    /// As [`Machine::read`], into memory of its own, which is made only if the program may read all of it.
+    ///
+    /// # Errors
+    /// As [`Machine::read`].
+    pub fn read_vec(&mut self, addr: u64, size: u64) -> Result<Vec<u8>, HelperError> {
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        self.locate(addr, len, false)
+            .map(drop)
+            .map_err(|reason| denied(addr, len, false, reason))?;
+        let mut bytes = vec![0; len];
+        self.read(addr, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads a string up to, and without, its NUL; at most `max` bytes.
+    ///
+    /// # Errors
+    /// [`HelperError::Access`] if the memory ends before the string; [`HelperError::OutOfFuel`].
+    pub fn read_str(&mut self, addr: u64, max: usize) -> Result<Vec<u8>, HelperError> {
+        let mut string = Vec::new();
+        while string.len() < max {
+            if string.len() % 8 == 7 {
+                self.charge(8)?;
+            }
+            let mut byte = [0];
+            self.read(addr.wrapping_add(string.len() as u64), &mut byte)?;
+            match byte {
+                [0] => break,
+                [byte] => string.push(byte),
+            }
+        }
+        Ok(string)
+    }
+
+    /// Writes bytes to the program's memory.
+    ///
+    /// # Errors
+    /// [`HelperError::Access`] if the program may not write there; [`HelperError::OutOfFuel`].
+    pub fn write(&mut self, addr: u64, bytes: &[u8]) -> Result<(), HelperError> {
+        self.locate(addr, bytes.len(), true)
+            .and_then(|(memory, at)| memory.write(at, bytes).map_err(|_| AccessReason::Nowhere))
+            .map_err(|reason| denied(addr, bytes.len(), true, reason))?;
+        self.charge(bytes.len())
+    }
+
+    /// Writes zeroes to the program's memory.
+    ///
+    /// # Errors
+    /// As [`Machine::write`].
+    pub fn clear(&mut self, addr: u64, size: u64) -> Result<(), HelperError> {
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        self.locate(addr, len, true)
+            .and_then(|(memory, at)| memory.fill(at, len, 0).map_err(|_| AccessReason::Nowhere))
+            .map_err(|reason| denied(addr, len, true, reason))?;
+        self.charge(len)
+    }
+
+    /// Moving memory takes time like instructions do.
+    fn charge(&mut self, bytes: usize) -> Result<(), HelperError> {
+        self.burn(bytes as u64 / 8).map_err(|_| HelperError::OutOfFuel)
+    }
+
+    /// The map an argument names.
+    ///
+    /// # Errors
+    /// [`HelperError::NotAMap`] if it is not the address of one of the program's maps.
+    pub fn map(&self, addr: u64) -> Result<&'e Map, HelperError> {
+        self.environment.regions.map(addr).ok_or(HelperError::NotAMap(addr))
+    }
+
+    /// The lane the program runs in.
+    pub fn lane(&self) -> &'e Lane {
+        self.lane
+    }
+
+    /// Writes text where [`HelperSet::set_trace`](crate::helper::HelperSet::set_trace) wants it.
+    pub fn trace(&self, text: &str) {
+        self.environment.helpers.trace(text);
+    }
+
+    /// Checks that an argument is the context, and gives it.
+    pub(crate) fn context(&mut self, addr: u64) -> Result<&mut Context, HelperError> {
+        if addr != self.context.buffer().ctx_addr() {
+            return Err(HelperError::NotTheContext(addr));
+        }
+        Ok(self.context)
+    }
+
+    /// Calls a function of the program, whose address a helper got as an argument. Gives its r0.
+    ///
+    /// # Errors
+    /// [`HelperError::NotAFunction`]; [`HelperError::Callback`] when the function faults, which a helper
+    /// hands on.
+    pub fn call(&mut self, function: u64, args: [u64; 5]) -> Result<u64, HelperError> {
+        let entry = self.code.function(function).ok_or(HelperError::NotAFunction(function))?;
+        let depth = self.depth;
+        self.exec(entry, args).map_err(|fault| {
+            while self.depth > depth {
+                self.pop();
+            }
+            HelperError::Callback(Box::new(fault))
+        })
+    }
+
+    /// Runs `with` while 4 bytes of the program's memory, at the address it gets, hold `number`.
+    pub(crate) fn lend<T>(
+        &mut self,
+        number: u32,
+        with: impl FnOnce(&mut Self, u64) -> Result<T, HelperError>,
+    ) -> Result<T, HelperError> {
+        let addr = self.stack.lend(number);
+        let result = with(self, addr);
+        self.stack.take_loan();
+        result
+    }
+}
+
+#[cold]
+fn denied(addr: u64, size: usize, write: bool, reason: AccessReason) -> AccessError {
+    AccessError { addr, size: size as u64, write, reason }.or_null()
+}

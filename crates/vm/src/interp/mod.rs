@@ -1,0 +1,76 @@
+//! The interpreter: the reference for what programs mean. Safe code; every access is checked.
+//!
+//! Registers hold plain 64-bit numbers, and addresses are real ones. An address is worth nothing by
+//! itself: each access looks up which memory of the program it falls into, and goes through
+//! [`bpfarray::Memory`], which checks its bounds again. So any instructions whatsoever may be run.
+
+mod code;
+mod exec;
+mod machine;
+mod stack;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::sync::Arc;
+
+use bpfarray::{Lane, Map};
+
+pub(crate) use code::Code;
+pub(crate) use exec::MAX_LOOPS;
+pub use machine::Machine;
+use stack::Stack;
+
+use crate::context::Context;
+use crate::fault::{Fault, FaultKind};
+use crate::helper::HelperSet;
+use crate::region::Regions;
+
+/// Instructions a run may take, unless somebody says otherwise: about ten seconds of arithmetic.
+pub const DEFAULT_FUEL: u64 = 1 << 32;
+
+/// What a program runs with: its maps, its helpers and its fuel. Made once, then shared by all runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Environment {
+    regions: Regions,
+    helpers: Arc<HelperSet>,
+    fuel: u64,
+}
+
+impl Environment {
+    /// An environment with these maps and helpers, and [`DEFAULT_FUEL`].
+    pub(crate) fn new(maps: &[Map], helpers: &Arc<HelperSet>) -> Self {
+        let regions = Regions::new(maps);
+        Self { regions, helpers: Arc::clone(helpers), fuel: DEFAULT_FUEL }
+    }
+
+    /// The same environment, where a run may take about `fuel` instructions.
+    ///
+    /// Jumps backwards and returns are charged with all instructions they close over, whether or not
+    /// they were jumped over; helpers with the memory they move.
+    #[must_use]
+    pub(crate) fn with_fuel(self, fuel: u64) -> Self {
+        Self { fuel, ..self }
+    }
+}
+
+/// Runs a program once, in a lane, with the address of the context in r1. Gives its r0.
+///
+/// # Errors
+/// A [`Fault`] where the program does what it may not. What it had done until then stays done.
+///
+/// # Kernel
+/// `___bpf_prog_run`
+#[doc(alias = "___bpf_prog_run")]
+pub(crate) fn run(
+    code: &Code,
+    environment: &Environment,
+    context: &mut Context,
+) -> Result<u64, Fault> {
+    let lane = Lane::enter();
+    let stack = Stack::take().map_err(|_| Fault { insn: 0, kind: FaultKind::NoStack })?;
+    let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
+    let mut machine = Machine::new(code, environment, context, &lane, stack);
+    let result = machine.exec(0, args);
+    machine.into_stack().put_back();
+    result
+}

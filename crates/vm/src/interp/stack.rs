@@ -1,0 +1,196 @@
+//! A program's stack, whose memory is kept from run to run on each thread.
+
+use std::cell::RefCell;
+
+use bpfarray::Memory;
+use bpfarray_core::Errno;
+
+use crate::fault::AccessReason;
+
+/// Bytes of a function's stack frame.
+///
+/// # Kernel
+/// `MAX_BPF_STACK`
+const FRAME_SIZE: usize = 512;
+/// Frames of functions that called each other, the program's own included.
+///
+/// # Kernel
+/// `MAX_CALL_FRAMES`
+pub(super) const MAX_FRAMES: usize = 8;
+/// Bytes of all frames. The first function's is the topmost.
+const STACK_SIZE: usize = FRAME_SIZE * MAX_FRAMES;
+/// Where the memory that helpers lend to functions they call back begins: at some distance, so that no
+/// frame runs into it.
+const LOANS: usize = 2 * STACK_SIZE;
+/// Bytes from one loan to the next.
+const LOAN_SIZE: usize = 8;
+
+thread_local! {
+    /// Stacks of this thread that no run uses. There are several once a helper has run another program.
+    static POOL: RefCell<Vec<Stack>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The stack of one run.
+pub(super) struct Stack {
+    memory: Memory,
+    /// Where the frames in use begin. They end with [`STACK_SIZE`].
+    low: usize,
+    /// Below this, all bytes of frames are zero.
+    dirty: usize,
+    loans: usize,
+}
+
+impl Stack {
+    /// A stack without frames: this thread's, unless that is in use.
+    pub(super) fn take() -> Result<Self, Errno> {
+        if let Some(stack) = POOL.with_borrow_mut(Vec::pop) {
+            return Ok(stack);
+        }
+        let memory = Memory::anonymous(LOANS + MAX_FRAMES * LOAN_SIZE)?;
+        Ok(Self { memory, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 })
+    }
+
+    /// Keeps the stack for this thread's next run.
+    pub(super) fn put_back(mut self) {
+        self.low = STACK_SIZE;
+        self.loans = 0;
+        POOL.with_borrow_mut(|pool| pool.push(self));
+    }
+
+    /// Takes a frame of zeroes into use. There must be one left.
+    #[inline]
+    pub(super) fn push(&mut self) {
+        let top = self.low;
+        self.low -= FRAME_SIZE;
+        if self.dirty < top {
+            let from = self.dirty.max(self.low);
+            // Inside the memory, whose frames end with `STACK_SIZE`.
+            let _ = self.memory.fill(from, top - from, 0);
+        }
+        if self.dirty >= self.low {
+            self.dirty = top;
+        }
+    }
+
+    /// Takes the last frame out of use.
+    #[inline]
+    pub(super) fn pop(&mut self) {
+        self.low += FRAME_SIZE;
+    }
+
+    /// Address behind the last frame: its function's r10.
+    #[inline]
+    pub(super) fn top(&self) -> u64 {
+        self.memory.addr() + (self.low + FRAME_SIZE) as u64
+    }
+
+    /// Loads a number if all of it is in the frames in use.
+    #[inline(always)]
+    pub(super) fn load<const SIZE: usize>(&self, addr: u64) -> Option<u64> {
+        let at = addr.wrapping_sub(self.memory.addr()) as usize;
+        if at < self.low || at > STACK_SIZE - SIZE {
+            return None;
+        }
+        self.memory.load(at, SIZE).ok()
+    }
+
+    /// Stores a number if all of it is in the frames in use.
+    #[inline(always)]
+    pub(super) fn store<const SIZE: usize>(&mut self, addr: u64, number: u64) -> Option<()> {
+        let at = addr.wrapping_sub(self.memory.addr()) as usize;
+        if at < self.low || at > STACK_SIZE - SIZE {
+            return None;
+        }
+        self.dirty = self.dirty.min(at);
+        self.memory.store(at, SIZE, number).ok()
+    }
+
+    /// The memory and the offset in it of an access, `None` for an address that is not here.
+    #[inline]
+    pub(super) fn locate(
+        &mut self,
+        addr: u64,
+        size: usize,
+        write: bool,
+    ) -> Option<Result<(&Memory, usize), AccessReason>> {
+        let at = usize::try_from(addr.checked_sub(self.memory.addr())?).ok()?;
+        if at >= self.memory.len() {
+            return None;
+        }
+        let lent = LOANS..LOANS + self.loans * LOAN_SIZE;
+        let inside = [self.low..STACK_SIZE, lent]
+            .iter()
+            .any(|range| range.contains(&at) && size <= range.end - at);
+        if !inside {
+            return Some(Err(AccessReason::Stack));
+        }
+        if write {
+            self.dirty = self.dirty.min(at);
+        }
+        Some(Ok((&self.memory, at)))
+    }
+
+    /// Puts a number where programs can read it, until [`Stack::take_loan`]. Gives its address.
+    ///
+    /// There are no more loans at a time than frames, as each is for a function that is called.
+    pub(super) fn lend(&mut self, number: u32) -> u64 {
+        let at = LOANS + self.loans * LOAN_SIZE;
+        let _ = self.memory.store(at, size_of::<u32>(), number.into());
+        self.loans += 1;
+        self.memory.addr() + at as u64
+    }
+
+    /// Ends the last loan.
+    pub(super) fn take_loan(&mut self) {
+        self.loans -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_zero_whatever_ran_before() {
+        for round in 0..3 {
+            let mut stack = Stack::take().unwrap();
+            for depth in 0..MAX_FRAMES {
+                stack.push();
+                let top = stack.top();
+                for at in (8..=FRAME_SIZE as u64).step_by(8) {
+                    assert_eq!(stack.load::<8>(top - at), Some(0), "round {round}, frame {depth}");
+                }
+                for at in [8, 200 + 8 * round, 512] {
+                    assert_eq!(stack.store::<8>(top - at, u64::MAX), Some(()));
+                }
+            }
+            for _ in 0..round + 1 {
+                stack.pop();
+            }
+            stack.push();
+            assert_eq!(stack.load::<8>(stack.top() - 512), Some(0));
+            let (memory, at) = stack.locate(stack.top() - 64, 64, true).unwrap().unwrap();
+            memory.fill(at, 64, 0xff).unwrap();
+            stack.put_back();
+        }
+    }
+
+    #[test]
+    fn only_frames_in_use_and_loans_can_be_touched() {
+        let mut stack = Stack::take().unwrap();
+        stack.push();
+        let top = stack.top();
+        let mut reason = |addr, size| stack.locate(addr, size, false).map(|found| found.err());
+        assert_eq!(reason(top - 512, 512), Some(None));
+        assert_eq!(reason(top - 513, 1), Some(Some(AccessReason::Stack)));
+        assert_eq!(reason(top - 4, 8), Some(Some(AccessReason::Stack)));
+        assert_eq!(reason(top, 1), Some(Some(AccessReason::Stack)));
+        assert_eq!(reason(0, 1), None);
+        assert_eq!((stack.load::<8>(top - 4), stack.load::<8>(top - 520)), (None, None));
+        let loan = stack.lend(7);
+        assert!(stack.locate(loan, 4, false).unwrap().is_ok());
+        stack.take_loan();
+        assert!(stack.locate(loan, 4, false).unwrap().is_err());
+        stack.put_back();
+    }
+}

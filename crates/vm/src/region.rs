@@ -1,0 +1,199 @@
+//! The memory of maps that a program may touch, found by address.
+
+use bpfarray::{Map, Memory, possible_cpus, window_base};
+
+use crate::fault::AccessReason;
+
+/// One range of addresses, made of elements of equal size.
+#[derive(Clone, Debug)]
+struct Region {
+    start: u64,
+    memory: Memory,
+    elem_size: u64,
+    value_size: u64,
+    readable: bool,
+    writable: bool,
+}
+
+/// The maps of a program, and all memory besides stack and context that it may touch. Made once, then
+/// shared by all runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Regions {
+    /// Ascending by address; ranges of maps never overlap.
+    regions: Vec<Region>,
+    /// Ascending by address.
+    maps: Vec<Map>,
+    /// Base address of each CPU's window.
+    windows: Vec<u64>,
+}
+
+impl Regions {
+    /// The memory of these maps, and the variables of each CPU. Where the address space has no room for the
+    /// latter, programs that read them fault.
+    pub(crate) fn new(maps: &[Map]) -> Self {
+        let of_maps = maps.iter().flat_map(Map::regions);
+        let of_cpus =
+            (0..possible_cpus()).map_while(|cpu| bpfarray::Region::cpu_variables(cpu).ok());
+        let mut regions: Vec<Region> = of_maps.chain(of_cpus).map(Region::from).collect();
+        regions.sort_by_key(|region| region.start);
+        // A map that is named twice is there once.
+        regions.dedup_by_key(|region| region.start);
+        let mut maps = maps.to_vec();
+        maps.sort_by_key(Map::addr);
+        maps.dedup_by_key(|map| map.addr());
+        let windows = (0..possible_cpus()).map_while(|cpu| window_base(cpu).ok()).collect();
+        Self { regions, maps, windows }
+    }
+
+    /// The map that programs know by this address.
+    pub(crate) fn map(&self, addr: u64) -> Option<&Map> {
+        let index = self.maps.binary_search_by_key(&addr, Map::addr).ok()?;
+        self.maps.get(index)
+    }
+
+    /// What the per-CPU move adds on a CPU.
+    pub(crate) fn window(&self, cpu: u32) -> u64 {
+        self.windows.get(cpu as usize).copied().unwrap_or(0)
+    }
+
+    /// The memory and the offset in it of an access. `hint` is where the last access was found.
+    #[inline]
+    pub(crate) fn locate(
+        &self,
+        addr: u64,
+        size: usize,
+        write: bool,
+        hint: &mut usize,
+    ) -> Result<(&Memory, usize), AccessReason> {
+        let region = match self.regions.get(*hint) {
+            Some(region) if region.contains(addr) => region,
+            _ => {
+                *hint = self.regions.partition_point(|region| region.start <= addr).wrapping_sub(1);
+                let region = self.regions.get(*hint).filter(|region| region.contains(addr));
+                region.ok_or(AccessReason::Nowhere)?
+            }
+        };
+        Ok((&region.memory, region.check(addr, size as u64, write)?))
+    }
+}
+
+impl Region {
+    #[inline]
+    fn contains(&self, addr: u64) -> bool {
+        addr.wrapping_sub(self.start) < self.memory.len() as u64
+    }
+
+    /// Offset of an access that begins here, if all of it is in one value.
+    #[inline]
+    fn check(&self, addr: u64, size: u64, write: bool) -> Result<usize, AccessReason> {
+        let offset = addr - self.start;
+        let in_elem = if offset < self.elem_size {
+            offset
+        } else if self.elem_size.is_power_of_two() {
+            offset & (self.elem_size - 1)
+        } else {
+            offset % self.elem_size
+        };
+        if size > self.value_size || in_elem > self.value_size - size {
+            return Err(AccessReason::PastValue);
+        }
+        match write {
+            true if !self.writable => Err(AccessReason::ReadOnly),
+            false if !self.readable => Err(AccessReason::WriteOnly),
+            _ => Ok(offset as usize),
+        }
+    }
+}
+
+impl From<bpfarray::Region> for Region {
+    fn from(region: bpfarray::Region) -> Self {
+        Self {
+            start: region.memory.addr(),
+            memory: region.memory,
+            // An element of no bytes has no place where an access could be.
+            elem_size: u64::from(region.elem_size).max(1),
+            value_size: u64::from(region.value_size),
+            readable: region.readable,
+            writable: region.writable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bpfarray::attr::{MapAttr, MapFlags, MapType};
+    use bpfarray_core::VALUE_OFFSET;
+
+    fn map(map_type: MapType, value_size: u32, max_entries: u32, map_flags: MapFlags) -> Map {
+        let attr = MapAttr {
+            map_type,
+            key_size: 4,
+            value_size,
+            max_entries,
+            map_flags,
+            ..MapAttr::default()
+        };
+        Map::create(&attr).unwrap()
+    }
+
+    fn check(
+        regions: &Regions,
+        addr: u64,
+        size: usize,
+        write: bool,
+    ) -> Result<usize, AccessReason> {
+        regions.locate(addr, size, write, &mut 0).map(|(_, offset)| offset)
+    }
+
+    #[test]
+    fn an_access_stays_in_one_value() {
+        for value_size in [12, 20, 4097] {
+            let map = map(MapType::ARRAY, value_size, 3, MapFlags::empty());
+            let regions = Regions::new(std::slice::from_ref(&map));
+            let value = |index| {
+                let base = map.addr() + u64::from(VALUE_OFFSET);
+                base + index * u64::from(map.layout().elem_size())
+            };
+            let size = u64::from(value_size);
+            for index in 0..3 {
+                assert!(check(&regions, value(index) + size - 4, 4, true).is_ok());
+                let past = Err(AccessReason::PastValue);
+                assert_eq!(check(&regions, value(index) + size - 3, 4, false), past);
+                assert_eq!(check(&regions, value(index) + size, 1, false), past);
+            }
+            assert_eq!(check(&regions, value(0) - 1, 1, false), Err(AccessReason::Nowhere));
+            assert_eq!(check(&regions, u64::MAX, 8, false), Err(AccessReason::Nowhere));
+        }
+    }
+
+    #[test]
+    fn flags_of_the_map_bind_its_programs() {
+        for (flags, read, write) in [
+            (MapFlags::RDONLY_PROG, Ok(0), Err(AccessReason::ReadOnly)),
+            (MapFlags::WRONLY_PROG, Err(AccessReason::WriteOnly), Ok(0)),
+        ] {
+            let map = map(MapType::ARRAY, 8, 1, flags);
+            let regions = Regions::new(std::slice::from_ref(&map));
+            let addr = map.addr() + u64::from(VALUE_OFFSET);
+            assert_eq!(check(&regions, addr, 8, false), read);
+            assert_eq!(check(&regions, addr, 8, true), write);
+        }
+    }
+
+    #[test]
+    fn per_cpu_pointers_are_read_only_and_values_are_not() {
+        let map = map(MapType::PERCPU_ARRAY, 8, 2, MapFlags::empty());
+        let regions = Regions::new(&[map.clone(), map.clone()]);
+        let pptrs = map.addr() + u64::from(VALUE_OFFSET);
+        assert!(check(&regions, pptrs + 8, 8, false).is_ok());
+        assert_eq!(check(&regions, pptrs, 8, true), Err(AccessReason::ReadOnly));
+        for cpu in 0..possible_cpus() {
+            let value = map.prog_lookup_percpu_elem(1, cpu).unwrap();
+            assert!(check(&regions, value, 8, true).is_ok());
+            let window = regions.window(cpu);
+            assert!(check(&regions, window, 8, false).is_ok());
+            assert_eq!(check(&regions, window, 8, true), Err(AccessReason::ReadOnly));
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! From instructions somebody wrote to a program that may run.
+//!
+//! What can never be right is refused here: opcodes that do not exist, jumps that leave the program,
+//! unknown helpers, maps that a helper cannot take, fields a context does not have. What depends
+//! on run time is left to the checks of the engine.
+
+mod flow;
+mod structure;
+
+pub(crate) use structure::{function_target, jump_target};
+
+use bpfarray::Map;
+use bpfarray_core::map::Kind;
+use bpfarray_core::map::array::DirectValueError;
+use bpfarray_core::{Errno, insn::Insn};
+
+use crate::context::CtxAccess;
+use crate::helper::HelperSet;
+use crate::prog_type::ProgType;
+
+/// What a program is verified against.
+pub(crate) struct Environment<'a> {
+    pub(crate) prog_type: ProgType,
+    /// The maps that `MAP_IDX` immediates index.
+    pub(crate) maps: &'a [Map],
+    pub(crate) helpers: &'a HelperSet,
+}
+
+/// Instructions that were found legal, with what was learned about them.
+pub(crate) struct Verified {
+    pub(crate) insns: Vec<Insn>,
+    /// One entry for each instruction.
+    pub(crate) facts: Vec<Fact>,
+}
+
+/// What the analysis knows about an instruction that [`crate::xlate`] acts upon.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Fact {
+    /// Nothing.
+    None,
+    /// A lookup in this map, on every path.
+    Lookup {
+        /// Index into the program's maps.
+        map: u32,
+    },
+    /// A call of `bpf_loop` with flags that are known to be 0 and a function that is known.
+    Loop,
+    /// An access to the program's context.
+    Ctx(CtxAccess),
+}
+
+/// A program that can never be right.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("instruction {insn}: {kind}")]
+pub struct VerifyError {
+    /// Index of the instruction, counted as loaded: a 64-bit immediate takes two.
+    pub insn: usize,
+    /// What is wrong with it.
+    pub kind: VerifyErrorKind,
+}
+
+/// What is wrong with an instruction.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyErrorKind {
+    /// The program has no instructions, or more than the kernel's limit of a million.
+    #[error("a program has 1 to 1000000 instructions, not {0}")]
+    Length(usize),
+    /// The opcode does not exist.
+    #[error("unknown opcode {0:#04x}")]
+    Opcode(u8),
+    /// A field that the opcode does not use is not zero, or holds an unknown variant.
+    #[error("opcode {0:#04x} with a reserved field set")]
+    ReservedField(u8),
+    /// A register that does not exist.
+    #[error("register r{0} is invalid")]
+    Register(usize),
+    /// The frame pointer is read only.
+    #[error("frame pointer r10 is read only")]
+    FramePointer,
+    /// An immediate of 0 as a divisor.
+    #[error("division by zero")]
+    DivisionByZero,
+    /// A shift by as many bits as the register has, or more.
+    #[error("invalid shift {0}")]
+    Shift(i32),
+    /// Half of a 64-bit immediate load.
+    #[error("64-bit immediate load without its second half")]
+    HalfLoad,
+    /// A jump or call out of the function, or into the middle of an instruction.
+    #[error("jump to instruction {0}, which is outside the function or inside an instruction")]
+    Jump(i64),
+    /// Control falls off the end of a function.
+    #[error("control falls off the end of the function")]
+    FallsOff,
+    /// A helper that is not registered.
+    #[error("unknown helper {}", helper_name(*.0))]
+    Helper(u32),
+    /// A kernel function.
+    #[error("kernel functions (kfuncs) are not available")]
+    Kfunc,
+    /// A map index that the program's list does not have.
+    #[error("map index {index} is not below {maps}")]
+    MapIndex {
+        /// The index.
+        index: i32,
+        /// How many maps there are.
+        maps: usize,
+    },
+    /// A pseudo source register of a 64-bit immediate load that has no meaning here.
+    #[error("64-bit immediate load of unsupported kind {0}")]
+    LoadKind(usize),
+    /// The address of a map value that cannot be had.
+    #[error("direct value of map '{map}': {error}")]
+    DirectValue {
+        /// The map's name.
+        map: String,
+        /// Why.
+        error: DirectValueError,
+    },
+    /// A helper that cannot take this kind of map.
+    #[error("cannot pass map '{map}' of type {} into helper {}", .kind.map_type(), helper_name(*.helper))]
+    MapKind {
+        /// The helper's id.
+        helper: u32,
+        /// The map's name.
+        map: String,
+        /// The map's kind.
+        kind: Kind,
+    },
+    /// A context access that the program type does not have.
+    #[error("invalid context access, offset {offset}, {size} bytes")]
+    CtxAccess {
+        /// Byte offset in the context.
+        offset: i16,
+        /// Bytes.
+        size: u32,
+    },
+}
+
+fn helper_name(id: u32) -> String {
+    match bpfarray_core::helper_id::name(id) {
+        Some(name) => format!("{name}#{id}"),
+        None => format!("#{id}"),
+    }
+}
+
+impl VerifyError {
+    /// The error number with which the kernel refuses such a program.
+    pub fn errno(&self) -> Errno {
+        match &self.kind {
+            VerifyErrorKind::Length(_) => Errno::E2BIG,
+            VerifyErrorKind::DirectValue { error, .. } => error.errno(),
+            VerifyErrorKind::FramePointer | VerifyErrorKind::CtxAccess { .. } => Errno::EACCES,
+            _ => Errno::EINVAL,
+        }
+    }
+}
+
+/// Verifies a program.
+///
+/// # Errors
+/// [`VerifyError`] for the first instruction that can never be right: first by form, in program
+/// order, then by meaning, along the paths that can be reached.
+///
+/// # Kernel
+/// `bpf_check`
+pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified, VerifyError> {
+    let functions = structure::check(&insns, env)?;
+    let facts = flow::analyse(&insns, &functions, env)?;
+    Ok(Verified { insns, facts })
+}
+
+#[cfg(test)]
+mod tests {
+    use bpfarray_core::attr::{MapAttr, MapType};
+    use bpfarray_core::helper_id;
+    use bpfarray_core::insn::{Reg, alu, class, jmp, mode, pseudo, size};
+
+    use super::*;
+
+    const LOOKUP: Insn = Insn::call(helper_id::MAP_LOOKUP_ELEM);
+
+    fn map(map_type: MapType) -> Map {
+        let attr =
+            MapAttr { map_type, key_size: 4, value_size: 8, max_entries: 5, ..MapAttr::default() };
+        Map::create(&attr).unwrap()
+    }
+
+    /// Verifies an XDP program with maps ARRAY, PERCPU_ARRAY, ARRAY.
+    fn check(insns: &[Insn]) -> Result<Verified, VerifyError> {
+        let maps = [map(MapType::ARRAY), map(MapType::PERCPU_ARRAY), map(MapType::ARRAY)];
+        let helpers = HelperSet::linux();
+        let env = Environment { prog_type: ProgType::XDP, maps: &maps, helpers: &helpers };
+        verify(insns.to_vec(), &env)
+    }
+
+    fn refusal(insns: &[Insn]) -> (usize, VerifyErrorKind) {
+        let Err(error) = check(insns) else { panic!("accepted") };
+        (error.insn, error.kind)
+    }
+
+    fn map_address(dst: Reg, index: u64) -> [Insn; 2] {
+        Insn::ld_imm64(dst, Reg::new(pseudo::MAP_IDX), index)
+    }
+
+    #[test]
+    fn a_lookup_in_a_known_map_is_recognised_even_after_a_spill() {
+        let [lo, hi] = map_address(Reg::R1, 1);
+        let verified = check(&[
+            lo,
+            hi,
+            Insn::stx_mem(size::DW, Reg::R10, Reg::R1, -8),
+            Insn::mov64_imm(Reg::R1, 0),
+            Insn::mov64_reg(Reg::R3, Reg::R10),
+            Insn::alu64_imm(alu::ADD, Reg::R3, -16),
+            Insn::ldx_mem(size::DW, Reg::R1, Reg::R3, 8),
+            LOOKUP,
+            Insn::exit(),
+        ]);
+        assert_eq!(verified.unwrap().facts[7], Fact::Lookup { map: 1 });
+    }
+
+    #[test]
+    fn a_partly_overwritten_spill_is_forgotten() {
+        let [lo, hi] = map_address(Reg::R1, 1);
+        let verified = check(&[
+            lo,
+            hi,
+            Insn::stx_mem(size::DW, Reg::R10, Reg::R1, -8),
+            Insn::st_mem(size::B, Reg::R10, -1, 0),
+            Insn::ldx_mem(size::DW, Reg::R1, Reg::R10, -8),
+            LOOKUP,
+            Insn::exit(),
+        ]);
+        assert_eq!(verified.unwrap().facts[5], Fact::None);
+    }
+
+    #[test]
+    fn a_lookup_that_two_paths_reach_with_different_maps_stays_a_call() {
+        let [lo0, hi0] = map_address(Reg::R1, 0);
+        let [lo2, hi2] = map_address(Reg::R1, 2);
+        let two_paths = |other: [Insn; 2]| {
+            check(&[
+                lo0,
+                hi0,
+                Insn::jmp_imm(jmp::JEQ, Reg::R2, 0, 2),
+                other[0],
+                other[1],
+                LOOKUP,
+                Insn::exit(),
+            ])
+        };
+        assert_eq!(two_paths([lo2, hi2]).unwrap().facts[5], Fact::None);
+        assert_eq!(two_paths([lo0, hi0]).unwrap().facts[5], Fact::Lookup { map: 0 });
+    }
+
+    #[test]
+    fn a_callback_gets_the_map_that_is_iterated() {
+        let [lo, hi] = map_address(Reg::R1, 2);
+        let [func, zero] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::FUNC), 4);
+        let verified = check(&[
+            lo,
+            hi,
+            func,
+            zero,
+            Insn::call(helper_id::FOR_EACH_MAP_ELEM),
+            Insn::mov64_imm(Reg::R0, 0),
+            Insn::exit(),
+            LOOKUP,
+            Insn::mov64_imm(Reg::R0, 0),
+            Insn::exit(),
+        ]);
+        assert_eq!(verified.unwrap().facts[7], Fact::Lookup { map: 2 });
+    }
+
+    #[test]
+    fn jumps_stay_in_their_function_and_out_of_immediates() {
+        let [lo, hi] = Insn::ld_imm64(Reg::R0, Reg::R0, 7);
+        assert_eq!(refusal(&[Insn::ja(1), Insn::exit()]), (0, VerifyErrorKind::Jump(2)));
+        assert_eq!(refusal(&[Insn::ja(1), lo, hi, Insn::exit()]), (0, VerifyErrorKind::Jump(2)));
+        assert_eq!(refusal(&[Insn::ja(-2), Insn::exit()]), (0, VerifyErrorKind::Jump(-1)));
+        let call = Insn::new(class::JMP | jmp::CALL, Reg::R0, Reg::new(1), 0, 1);
+        let into_callee = [call, Insn::ja(0), Insn::mov64_imm(Reg::R0, 0), Insn::exit()];
+        assert_eq!(refusal(&into_callee), (1, VerifyErrorKind::Jump(2)));
+    }
+
+    #[test]
+    fn a_program_ends_in_exit_or_a_jump() {
+        assert_eq!(refusal(&[]), (0, VerifyErrorKind::Length(0)));
+        let no_exit = [Insn::mov64_imm(Reg::R0, 0)];
+        assert_eq!(refusal(&no_exit), (0, VerifyErrorKind::FallsOff));
+        let [lo, _] = Insn::ld_imm64(Reg::R0, Reg::R0, 7);
+        assert_eq!(refusal(&[lo]), (0, VerifyErrorKind::HalfLoad));
+    }
+
+    #[test]
+    fn the_per_cpu_move_is_no_instruction_of_programs() {
+        let insns = [Insn::mov64_percpu_reg(Reg::R0, Reg::R0), Insn::exit()];
+        assert_eq!(refusal(&insns), (0, VerifyErrorKind::ReservedField(0xbf)));
+    }
+
+    #[test]
+    fn unknown_helpers_and_kfuncs_are_refused_by_name() {
+        let error = check(&[Insn::call(12), Insn::exit()]).map(drop).unwrap_err();
+        assert_eq!(error.to_string(), "instruction 0: unknown helper bpf_tail_call#12");
+        let kfunc = Insn::new(class::JMP | jmp::CALL, Reg::R0, Reg::new(2), 0, 77);
+        assert_eq!(refusal(&[kfunc, Insn::exit()]), (0, VerifyErrorKind::Kfunc));
+    }
+
+    #[test]
+    fn a_helper_for_per_cpu_maps_takes_no_array() {
+        let [lo, hi] = map_address(Reg::R1, 0);
+        let call = Insn::call(helper_id::MAP_LOOKUP_PERCPU_ELEM);
+        let (insn, kind) = refusal(&[lo, hi, call, Insn::exit()]);
+        assert_eq!(insn, 2);
+        assert!(matches!(kind, VerifyErrorKind::MapKind { helper: 195, .. }), "{kind:?}");
+        let [lo, hi] = map_address(Reg::R1, 1);
+        assert!(check(&[lo, hi, call, Insn::exit()]).is_ok());
+    }
+
+    #[test]
+    fn a_field_that_the_context_lacks_is_refused() {
+        let load = Insn::ldx_mem(size::W, Reg::R0, Reg::R1, 64);
+        let kind = VerifyErrorKind::CtxAccess { offset: 64, size: 4 };
+        assert_eq!(refusal(&[load, Insn::exit()]), (0, kind));
+        let data_end = Insn::ldx_mem(size::W, Reg::R0, Reg::R1, 4);
+        assert!(check(&[data_end, Insn::exit()]).is_ok());
+        let extended = Insn::new(class::LDX | mode::MEMSX | size::W, Reg::R0, Reg::R1, 4, 0);
+        let kind = VerifyErrorKind::CtxAccess { offset: 4, size: 4 };
+        assert_eq!(refusal(&[extended, Insn::exit()]), (0, kind));
+    }
+
+    #[test]
+    fn a_direct_value_needs_a_map_of_one_element() {
+        let [lo, hi] = Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX_VALUE), 0);
+        let error = check(&[lo, hi, Insn::exit()]).map(drop).unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOTSUPP);
+        let [lo, hi] = map_address(Reg::R1, 9);
+        let none = VerifyErrorKind::MapIndex { index: 9, maps: 3 };
+        assert_eq!(refusal(&[lo, hi, Insn::exit()]), (0, none));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            bytes in proptest::collection::vec(proptest::array::uniform8(proptest::num::u8::ANY), 1..40)
+        ) {
+            let insns: Vec<Insn> = bytes.into_iter().map(Insn::decode).collect();
+            let _ = check(&insns);
+        }
+    }
+}

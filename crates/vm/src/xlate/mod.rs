@@ -1,0 +1,299 @@
+//! From verified instructions to the ones that run: lookups inlined, context fields turned into
+//! fields of the native structure, the CPU number read from its per-CPU variable.
+//!
+//! The result is what the kernel shows as `xlated`. Maps are still named by their index in the
+//! program's list; [`Xlated::link`] puts addresses in their place, [`Xlated::dump`] ids.
+
+use std::ops::Range;
+
+use bpfarray::{CPU_NUMBER_OFFSET, Map};
+use bpfarray_core::gen_lookup::InlinedLookup;
+use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo, size};
+use bpfarray_core::{Errno, VALUE_OFFSET, helper_id, map};
+
+use crate::context::CtxAccess;
+use crate::interp::MAX_LOOPS;
+use crate::verify::{Fact, Verified, function_target, jump_target};
+
+/// A translated program.
+#[derive(Clone, Debug)]
+pub(crate) struct Xlated {
+    insns: Vec<Insn>,
+    /// For each instruction the one it came from.
+    origins: Vec<usize>,
+}
+
+/// A program that has become too long for its jumps.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "instruction {insn}: the jump to instruction {target} is too far after lookups were inlined"
+)]
+pub struct XlateError {
+    /// Index of the jump, as loaded.
+    pub insn: usize,
+    /// Index of its target, as loaded.
+    pub target: usize,
+}
+
+/// What one instruction becomes.
+enum Replacement {
+    Same,
+    One(Insn),
+    Lookup(InlinedLookup),
+    CpuNumber([Insn; 3]),
+    Loop([Insn; 4]),
+}
+
+impl Replacement {
+    fn insns<'a>(&'a self, original: &'a Insn) -> &'a [Insn] {
+        match self {
+            Self::Same => std::slice::from_ref(original),
+            Self::One(insn) => std::slice::from_ref(insn),
+            Self::Lookup(code) => code,
+            Self::CpuNumber(code) => code,
+            Self::Loop(code) => code,
+        }
+    }
+}
+
+/// Translates a program.
+///
+/// # Errors
+/// [`XlateError`] when a jump no longer fits its 16-bit offset.
+///
+/// # Kernel
+/// `do_misc_fixups`, `convert_ctx_accesses`
+pub(crate) fn xlate(verified: &Verified, maps: &[Map]) -> Result<Xlated, XlateError> {
+    let mut insns = Vec::with_capacity(verified.insns.len());
+    let mut origins = Vec::with_capacity(verified.insns.len());
+    let mut places = Vec::with_capacity(verified.insns.len());
+    for (at, (original, &fact)) in verified.insns.iter().zip(&verified.facts).enumerate() {
+        let start = insns.len();
+        insns.extend_from_slice(replacement(*original, fact, maps).insns(original));
+        origins.resize(insns.len(), at);
+        places.push(start..insns.len());
+    }
+    for (at, original) in verified.insns.iter().enumerate() {
+        if let Some(moved) = insns.get_mut(places[at].end - 1) {
+            retarget(at, *original, moved, &places)?;
+        }
+    }
+    Ok(Xlated { insns, origins })
+}
+
+fn replacement(insn: Insn, fact: Fact, maps: &[Map]) -> Replacement {
+    match fact {
+        Fact::Ctx(access) => Replacement::One(native_access(insn, access)),
+        Fact::Lookup { map } => maps
+            .get(map as usize)
+            .and_then(|map| map::gen_lookup(map.layout()))
+            .map_or(Replacement::Same, Replacement::Lookup),
+        // The test comes before the call, as in the kernel, which inlines all of such a loop: it
+        // looks at 64 bits where the helper takes 32, and leaves 32 bits of the error.
+        Fact::Loop => Replacement::Loop([
+            Insn::jmp_imm(jmp::JLE, Reg::R1, MAX_LOOPS as i32, 2),
+            Insn::alu32_imm(alu::MOV, Reg::R0, -Errno::E2BIG.raw()),
+            Insn::ja(1),
+            insn,
+        ]),
+        Fact::None if insn == Insn::call(helper_id::GET_SMP_PROCESSOR_ID) => {
+            Replacement::CpuNumber([
+                Insn::mov64_imm(Reg::R0, CPU_NUMBER_OFFSET as i32),
+                Insn::mov64_percpu_reg(Reg::R0, Reg::R0),
+                Insn::ldx_mem(size::W, Reg::R0, Reg::R0, 0),
+            ])
+        }
+        Fact::None => Replacement::Same,
+    }
+}
+
+/// The same load or store, at the place and in the width the native context has for the field.
+fn native_access(insn: Insn, access: CtxAccess) -> Insn {
+    let width = match access.native_size {
+        1 => size::B,
+        2 => size::H,
+        4 => size::W,
+        _ => size::DW,
+    };
+    Insn { code: insn.class() | insn.mode() | width, off: access.native_off as i16, ..insn }
+}
+
+/// Points a moved jump, call or function address at the new place of its target.
+fn retarget(
+    at: usize,
+    original: Insn,
+    moved: &mut Insn,
+    places: &[Range<usize>],
+) -> Result<(), XlateError> {
+    let target = jump_target(at, original).or_else(|| function_target(at, original));
+    let Some(target) = target.and_then(|t| usize::try_from(t).ok()) else { return Ok(()) };
+    let distance = places[target].start as i64 - places[at].end as i64;
+    let is_far = original.is_ld_imm64()
+        || original.is_pseudo_call()
+        || original.code == class::JMP32 | jmp::JA;
+    let too_far = XlateError { insn: at, target };
+    if is_far {
+        moved.imm = i32::try_from(distance).map_err(|_| too_far)?;
+    } else {
+        moved.off = i16::try_from(distance).map_err(|_| too_far)?;
+    }
+    Ok(())
+}
+
+impl Xlated {
+    /// The instruction, as loaded, that the translated instruction `at` came from.
+    pub(crate) fn origin(&self, at: usize) -> usize {
+        self.origins.get(at).copied().unwrap_or(at)
+    }
+
+    /// The instructions with the addresses of maps and values in place, ready to run.
+    pub(crate) fn link(&self, maps: &[Map]) -> Vec<Insn> {
+        self.map_loads(maps, |kind, map, offset| {
+            let addr = match kind {
+                pseudo::MAP_IDX => map.addr(),
+                _ => map.addr() + u64::from(VALUE_OFFSET) + u64::from(offset),
+            };
+            (0, addr)
+        })
+    }
+
+    /// The instructions as the kernel shows them: maps by their id.
+    ///
+    /// # Kernel
+    /// `bpf_insn_prepare_dump`
+    pub(crate) fn dump(&self, maps: &[Map]) -> Vec<Insn> {
+        self.map_loads(maps, |kind, map, offset| {
+            let kind = if kind == pseudo::MAP_IDX { pseudo::MAP_FD } else { pseudo::MAP_VALUE };
+            (kind, u64::from(offset) << 32 | u64::from(map.id()))
+        })
+    }
+
+    /// A copy in which `load` says, for each load of a map or value, its new kind and immediate.
+    fn map_loads(&self, maps: &[Map], load: impl Fn(u8, &Map, u32) -> (u8, u64)) -> Vec<Insn> {
+        let mut insns = self.insns.clone();
+        let mut at = 0;
+        while at < insns.len() {
+            let insn = insns[at];
+            if !insn.is_ld_imm64() {
+                at += 1;
+                continue;
+            }
+            let kind = insn.src.index() as u8;
+            if matches!(kind, pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE)
+                && let Some(map) = maps.get(insn.imm as usize)
+            {
+                let (kind, imm) = load(kind, map, insns[at + 1].imm as u32);
+                insns[at..at + 2].copy_from_slice(&Insn::ld_imm64(insn.dst, Reg::new(kind), imm));
+            }
+            at += 2;
+        }
+        insns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bpfarray_core::attr::{MapAttr, MapType};
+
+    use super::*;
+    use crate::helper::HelperSet;
+    use crate::prog_type::ProgType;
+    use crate::verify::{Environment, verify};
+
+    fn translate(insns: Vec<Insn>, maps: &[Map]) -> Xlated {
+        let helpers = HelperSet::linux();
+        let env = Environment { prog_type: ProgType::XDP, maps, helpers: &helpers };
+        xlate(&verify(insns, &env).unwrap(), maps).unwrap()
+    }
+
+    #[test]
+    fn jumps_over_and_back_across_an_inlined_lookup_keep_their_targets() {
+        let attr = MapAttr {
+            map_type: MapType::ARRAY,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 5,
+            ..MapAttr::default()
+        };
+        let maps = [Map::create(&attr).unwrap()];
+        let [lo, hi] = Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0);
+        let back = Insn::jmp_imm(jmp::JEQ, Reg::R0, 0, -4);
+        let over = Insn::jmp_imm(jmp::JEQ, Reg::R0, 0, 4);
+        let call = Insn::call(helper_id::MAP_LOOKUP_ELEM);
+        let xlated = translate(vec![over, lo, hi, call, back, Insn::exit()], &maps);
+        let inlined = map::gen_lookup(maps[0].layout()).unwrap();
+
+        let dump = xlated.dump(&maps);
+        assert_eq!(dump[0].off, 4 - 1 + inlined.len() as i16);
+        assert_eq!(dump[1..3], Insn::ld_imm64(Reg::R1, Reg::new(1), u64::from(maps[0].id())));
+        assert_eq!(dump[3..3 + inlined.len()], *inlined);
+        assert_eq!(dump[3 + inlined.len()].off, -4 + 1 - inlined.len() as i16);
+        assert_eq!(xlated.origin(3 + inlined.len() - 1), 3);
+        assert_eq!(xlated.origin(3 + inlined.len()), 4);
+        assert_eq!(xlated.link(&maps)[1].imm as u32, maps[0].addr() as u32);
+    }
+
+    #[test]
+    fn the_address_of_the_packet_is_loaded_in_full() {
+        let insns = vec![
+            Insn::ldx_mem(size::W, Reg::R2, Reg::R1, 0),
+            Insn::ldx_mem(size::W, Reg::R3, Reg::R1, 4),
+            Insn::mov64_imm(Reg::R0, 0),
+            Insn::exit(),
+        ];
+        let dump = translate(insns, &[]).dump(&[]);
+        assert_eq!(dump[0], Insn::ldx_mem(size::DW, Reg::R2, Reg::R1, 0));
+        assert_eq!(dump[1], Insn::ldx_mem(size::DW, Reg::R3, Reg::R1, 8));
+    }
+
+    #[test]
+    fn the_cpu_number_is_read_from_its_per_cpu_variable() {
+        let call = Insn::call(helper_id::GET_SMP_PROCESSOR_ID);
+        let insns = vec![Insn::alu64_imm(alu::MOV, Reg::R0, 0), call, Insn::exit()];
+        let dump = translate(insns, &[]).dump(&[]);
+        assert_eq!(dump.len(), 5);
+        assert_eq!(dump[2], Insn::mov64_percpu_reg(Reg::R0, Reg::R0));
+    }
+
+    #[test]
+    fn a_plain_loop_is_bounded_before_the_call() {
+        let [lo, hi] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::FUNC), 5);
+        let with_flags = |flags| {
+            let insns = vec![
+                lo,
+                hi,
+                Insn::mov64_imm(Reg::R1, 3),
+                flags,
+                Insn::call(helper_id::LOOP),
+                Insn::exit(),
+                Insn::mov64_imm(Reg::R0, 0),
+                Insn::exit(),
+            ];
+            translate(insns, &[]).dump(&[]).len()
+        };
+        assert_eq!(with_flags(Insn::mov64_imm(Reg::R4, 0)), 8 + 3);
+        assert_eq!(with_flags(Insn::mov64_imm(Reg::R4, 1)), 8);
+    }
+
+    #[test]
+    fn a_jump_that_inlining_makes_too_long_is_named() {
+        let attr = MapAttr {
+            map_type: MapType::PERCPU_ARRAY,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 5,
+            ..MapAttr::default()
+        };
+        let maps = [Map::create(&attr).unwrap()];
+        let mut insns = vec![Insn::jmp_imm(jmp::JEQ, Reg::R1, 0, 15_000)];
+        for _ in 0..5_000 {
+            insns.extend(Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0));
+            insns.push(Insn::call(helper_id::MAP_LOOKUP_ELEM));
+        }
+        insns.push(Insn::exit());
+        let helpers = HelperSet::linux();
+        let env = Environment { prog_type: ProgType::XDP, maps: &maps, helpers: &helpers };
+        let error = xlate(&verify(insns, &env).unwrap(), &maps).unwrap_err();
+        assert_eq!(error, XlateError { insn: 0, target: 15_001 });
+    }
+}
