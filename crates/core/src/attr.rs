@@ -218,6 +218,9 @@ pub enum CreateError {
     /// The map type is unknown or not built in.
     #[error("map type {} is not available", .0.0)]
     MapType(MapType),
+    /// A map of descriptors whose `value_size` is not 4.
+    #[error("value_size must be 4 for a map of descriptors, not {0}")]
+    DescriptorSize(u32),
     /// `max_entries` is 0.
     #[error("max_entries must not be 0")]
     MaxEntries,
@@ -263,6 +266,7 @@ impl CreateError {
             | Self::HandleMode
             | Self::NumaNode(_)
             | Self::MapType(_)
+            | Self::DescriptorSize(_)
             | Self::MaxEntries
             | Self::KeySize(_)
             | Self::ValueSize
@@ -322,20 +326,23 @@ impl MapAttr {
     }
 
     /// # Kernel
-    /// `array_map_alloc_check`
+    /// `fd_array_map_alloc_check`, `array_map_alloc_check`
     #[doc(alias = "array_map_alloc_check")]
+    #[doc(alias = "fd_array_map_alloc_check")]
     fn alloc_check(&self, kind: Kind, flags: MapFlags) -> Result<(), CreateError> {
-        let known = MapFlags::NUMA_NODE
-            | MapFlags::RDONLY
-            | MapFlags::WRONLY
-            | MapFlags::RDONLY_PROG
-            | MapFlags::WRONLY_PROG
-            | match kind {
-                Kind::Array => MapFlags::MMAPABLE | MapFlags::INNER_MAP,
-                Kind::PercpuArray => MapFlags::empty(),
-            };
+        let common = MapFlags::NUMA_NODE | MapFlags::RDONLY | MapFlags::WRONLY;
+        let prog_access = MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG;
+        let known = match kind {
+            Kind::Array => common | prog_access | MapFlags::MMAPABLE | MapFlags::INNER_MAP,
+            Kind::PercpuArray => common | prog_access,
+            Kind::PerfEventArray => common | MapFlags::PRESERVE_ELEMS,
+            Kind::ProgArray | Kind::CgroupArray | Kind::ArrayOfMaps => common,
+        };
         let numa_on_percpu =
             kind == Kind::PercpuArray && self.effective_numa_node() != NUMA_NO_NODE;
+        if kind.holds_objects() && self.value_size != 4 {
+            return Err(CreateError::DescriptorSize(self.value_size));
+        }
         if self.max_entries == 0 {
             return Err(CreateError::MaxEntries);
         }
@@ -345,17 +352,12 @@ impl MapAttr {
         if self.value_size == 0 {
             return Err(CreateError::ValueSize);
         }
-        if !known.contains(flags)
-            || flags.contains(MapFlags::RDONLY_PROG | MapFlags::WRONLY_PROG)
-            || numa_on_percpu
-        {
+        if !known.contains(flags) || flags.contains(prog_access) || numa_on_percpu {
             return Err(CreateError::Flags(flags.bits()));
         }
         let fits = self.value_size <= VALUE_SIZE_MAX
-            && match kind {
-                Kind::Array => true,
-                Kind::PercpuArray => self.value_size.next_multiple_of(8) <= PERCPU_UNIT_SIZE,
-            };
+            && (kind != Kind::PercpuArray
+                || self.value_size.next_multiple_of(8) <= PERCPU_UNIT_SIZE);
         if fits { Ok(()) } else { Err(CreateError::ValueTooLarge(self.value_size)) }
     }
 

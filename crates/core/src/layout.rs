@@ -95,20 +95,33 @@ impl Layout {
         if self.bypass_spec_v1 { self.max_entries } else { self.index_mask + 1 }
     }
 
-    /// Bytes of an ARRAY's values, or of a PERCPU_ARRAY's `pptrs` table, with the surplus slots.
-    pub const fn payload_len(&self) -> u64 {
-        let stride = match self.kind {
-            Kind::Array => self.elem_size,
+    /// Bytes from one entry to the next behind [`VALUE_OFFSET`]: the stride of an ARRAY's values, of a
+    /// PERCPU_ARRAY's `pptrs`, or of the pointers to the objects that slots hold.
+    pub const fn stride(&self) -> u32 {
+        match self.kind {
             Kind::PercpuArray => PPTR_SIZE,
-        };
-        self.slots() as u64 * stride as u64
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => self.elem_size,
+        }
     }
 
-    /// Bytes a PERCPU_ARRAY needs in the window of each CPU; 0 for an ARRAY.
+    /// Bytes of an ARRAY's values, or of the pointers of other maps, with the surplus slots.
+    pub const fn payload_len(&self) -> u64 {
+        self.slots() as u64 * self.stride() as u64
+    }
+
+    /// Bytes a PERCPU_ARRAY needs in the window of each CPU; 0 for other maps.
     pub const fn window_len(&self) -> u64 {
         match self.kind {
-            Kind::Array => 0,
             Kind::PercpuArray => self.max_entries as u64 * self.elem_size as u64,
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => 0,
         }
     }
 
@@ -120,8 +133,12 @@ impl Layout {
     #[doc(alias = "bpf_map_value_size")]
     pub const fn user_size(&self, possible_cpus: u32) -> u64 {
         match self.kind {
-            Kind::Array => self.value_size as u64,
             Kind::PercpuArray => self.elem_size as u64 * possible_cpus as u64,
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => self.value_size as u64,
         }
     }
 
@@ -143,7 +160,11 @@ impl Layout {
             Kind::Array if self.map_flags.contains(MapFlags::MMAPABLE) => {
                 KERNEL_HEADER_SIZE.next_multiple_of(PAGE_SIZE) + values.next_multiple_of(PAGE_SIZE)
             }
-            Kind::Array => KERNEL_HEADER_SIZE + values,
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => KERNEL_HEADER_SIZE + values,
             Kind::PercpuArray => {
                 KERNEL_HEADER_SIZE + n * PPTR_SIZE as u64 + values * possible_cpus as u64
             }
@@ -190,5 +211,6 @@ mod tests {
         assert_eq!(usage(Kind::Array, 4097, 3, MapFlags::MMAPABLE), 20480);
         assert_eq!(usage(Kind::PercpuArray, 1, 1, none), 336);
         assert_eq!(usage(Kind::PercpuArray, 12, 3, none), 432);
+        assert_eq!(usage(Kind::ProgArray, 4, 3, none), 336);
     }
 }

@@ -133,7 +133,11 @@ pub const fn direct_value_addr(map: &Layout, offset: u32) -> Result<u64, DirectV
     }
     match map.kind() {
         Kind::Array => {}
-        Kind::PercpuArray => return Err(DirectValueError::MapType),
+        Kind::PercpuArray
+        | Kind::ProgArray
+        | Kind::PerfEventArray
+        | Kind::CgroupArray
+        | Kind::ArrayOfMaps => return Err(DirectValueError::MapType),
     }
     if map.max_entries() != 1 {
         return Err(DirectValueError::MaxEntries(map.max_entries()));

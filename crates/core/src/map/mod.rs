@@ -1,10 +1,13 @@
 //! Element operations: which element a key means, and whether it may be touched.
 //!
-//! Two callers ask. *Programs* call the functions of [`mod@array`] and [`mod@percpu_array`] through
+//! Two callers ask. *Programs* call the functions of the modules named after map types through
 //! helpers. *Handles* (in the kernel, `bpf(2)` on a file descriptor) pass the checks of this module first.
 
 pub mod array;
+pub mod array_of_maps;
+pub mod fd_array;
 pub mod percpu_array;
+pub mod prog_array;
 
 use crate::attr::{MapFlags, MapType, elem_flags};
 use crate::errno::Errno;
@@ -17,9 +20,21 @@ pub enum Kind {
     /// `BPF_MAP_TYPE_ARRAY`
     #[doc(alias = "BPF_MAP_TYPE_ARRAY")]
     Array,
+    /// `BPF_MAP_TYPE_PROG_ARRAY`
+    #[doc(alias = "BPF_MAP_TYPE_PROG_ARRAY")]
+    ProgArray,
+    /// `BPF_MAP_TYPE_PERF_EVENT_ARRAY`
+    #[doc(alias = "BPF_MAP_TYPE_PERF_EVENT_ARRAY")]
+    PerfEventArray,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`
     #[doc(alias = "BPF_MAP_TYPE_PERCPU_ARRAY")]
     PercpuArray,
+    /// `BPF_MAP_TYPE_CGROUP_ARRAY`
+    #[doc(alias = "BPF_MAP_TYPE_CGROUP_ARRAY")]
+    CgroupArray,
+    /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`
+    #[doc(alias = "BPF_MAP_TYPE_ARRAY_OF_MAPS")]
+    ArrayOfMaps,
 }
 
 impl Kind {
@@ -27,7 +42,11 @@ impl Kind {
     pub const fn of(map_type: MapType) -> Option<Self> {
         match map_type {
             MapType::ARRAY => Some(Self::Array),
+            MapType::PROG_ARRAY => Some(Self::ProgArray),
+            MapType::PERF_EVENT_ARRAY => Some(Self::PerfEventArray),
             MapType::PERCPU_ARRAY => Some(Self::PercpuArray),
+            MapType::CGROUP_ARRAY => Some(Self::CgroupArray),
+            MapType::ARRAY_OF_MAPS => Some(Self::ArrayOfMaps),
             _ => None,
         }
     }
@@ -36,7 +55,20 @@ impl Kind {
     pub const fn map_type(self) -> MapType {
         match self {
             Self::Array => MapType::ARRAY,
+            Self::ProgArray => MapType::PROG_ARRAY,
+            Self::PerfEventArray => MapType::PERF_EVENT_ARRAY,
             Self::PercpuArray => MapType::PERCPU_ARRAY,
+            Self::CgroupArray => MapType::CGROUP_ARRAY,
+            Self::ArrayOfMaps => MapType::ARRAY_OF_MAPS,
+        }
+    }
+
+    /// Whether elements are slots that hold objects (programs, events, cgroups, maps) and may be
+    /// empty. The kernel calls such maps fd arrays.
+    pub const fn holds_objects(self) -> bool {
+        match self {
+            Self::Array | Self::PercpuArray => false,
+            Self::ProgArray | Self::PerfEventArray | Self::CgroupArray | Self::ArrayOfMaps => true,
         }
     }
 }
@@ -89,8 +121,11 @@ pub enum LookupError {
     /// `F_LOCK` on values without a `bpf_spin_lock`.
     #[error("the value has no bpf_spin_lock")]
     NoSpinLock,
-    /// No such element.
-    #[error("index {index} is not below max_entries {max_entries}")]
+    /// Slots of this map type cannot be read back.
+    #[error("slots of this map type cannot be read")]
+    Unsupported,
+    /// No such element, or an empty slot.
+    #[error("there is no element {index} (max_entries {max_entries})")]
     NoEntry {
         /// The index asked for.
         index: u32,
@@ -108,6 +143,7 @@ impl LookupError {
         match self {
             Self::Flags(_) | Self::NoSpinLock => Errno::EINVAL,
             Self::NotReadable => Errno::EPERM,
+            Self::Unsupported => Errno::ENOTSUPP,
             Self::NoEntry { .. } => Errno::ENOENT,
             Self::Buffer(_) => Errno::EFAULT,
         }
@@ -164,6 +200,17 @@ pub enum DeleteError {
     /// Elements of this map type cannot be deleted, whatever the key.
     #[error("elements of this map type cannot be deleted")]
     Unsupported,
+    /// No such slot.
+    #[error("index {index} is not below max_entries {max_entries}")]
+    Index {
+        /// The index asked for.
+        index: u32,
+        /// The number of elements.
+        max_entries: u32,
+    },
+    /// The slot is empty.
+    #[error("slot {0} is empty")]
+    NoEntry(u32),
 }
 
 impl DeleteError {
@@ -172,6 +219,8 @@ impl DeleteError {
         match self {
             Self::NotWritable => Errno::EPERM,
             Self::Unsupported => Errno::EINVAL,
+            Self::Index { .. } => Errno::E2BIG,
+            Self::NoEntry(_) => Errno::ENOENT,
         }
     }
 }
@@ -344,5 +393,7 @@ pub fn gen_lookup(map: &Layout) -> Option<InlinedLookup> {
     match map.kind() {
         Kind::Array => array::gen_lookup(map),
         Kind::PercpuArray => Some(percpu_array::gen_lookup(map)),
+        Kind::ArrayOfMaps => Some(array_of_maps::gen_lookup(map)),
+        Kind::ProgArray | Kind::PerfEventArray | Kind::CgroupArray => None,
     }
 }
