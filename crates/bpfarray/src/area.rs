@@ -23,14 +23,14 @@ impl Area {
             .and_then(|len| usize::try_from(len).ok())
             .ok_or(Errno::ENOMEM)?;
         let whole = Memory::anonymous(len)?;
-        let stride = match layout.kind() {
-            Kind::Array => layout.elem_size(),
-            Kind::PercpuArray => PPTR_SIZE,
-        };
-        let payload_len = layout.max_entries() as usize * stride as usize;
+        let payload_len = layout.max_entries() as usize * layout.stride() as usize;
         let payload = whole.view(VALUE_OFFSET as usize, payload_len).map_err(no_memory)?;
         let percpu = match layout.kind() {
-            Kind::Array => Box::default(),
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => Box::default(),
             Kind::PercpuArray => {
                 let extent = Extent::new(layout.window_len())?;
                 let elem_size = u64::from(layout.elem_size());
@@ -55,13 +55,18 @@ impl Area {
         self.whole.addr()
     }
 
-    /// The `max_entries` values of an ARRAY, or entries of a PERCPU_ARRAY's `pptrs` table; the
-    /// surplus slots are outside.
+    /// Bytes from there to the end of the last element.
+    pub(crate) fn len(&self) -> usize {
+        VALUE_OFFSET as usize + self.payload.len()
+    }
+
+    /// The `max_entries` values of an ARRAY, entries of a PERCPU_ARRAY's `pptrs` table, or
+    /// pointers of other maps; the surplus slots are outside.
     pub(crate) fn payload(&self) -> &Memory {
         &self.payload
     }
 
-    /// The `max_entries` values of each CPU; none for an ARRAY.
+    /// The `max_entries` values of each CPU; none for other maps.
     pub(crate) fn percpu(&self) -> &[Memory] {
         &self.percpu
     }

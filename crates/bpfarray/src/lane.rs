@@ -32,7 +32,7 @@ impl Slot {
     fn try_claim(&self) -> bool {
         // Acquire: all that earlier owners did in the lane is visible to the next one.
         let releases = self.releases.load(Ordering::Acquire);
-        // Acquire: see `Lanes::synchronize`. A claim that succeeds is the one after the last
+        // Acquire: see `Lanes::grace_period`. A claim that succeeds is the one after the last
         // release.
         self.claims
             .compare_exchange(releases, releases + 1, Ordering::Acquire, Ordering::Relaxed)
@@ -48,19 +48,19 @@ impl Slot {
     }
 }
 
-struct Lanes {
+pub(crate) struct Lanes {
     slots: Box<[Slot]>,
 }
 
 impl Lanes {
     /// Free lanes, at least one.
-    fn new(count: u32) -> Self {
+    pub(crate) fn new(count: u32) -> Self {
         Self { slots: (0..count.max(1)).map(|_| Slot::new()).collect() }
     }
 
     /// Claims the lane `wanted` or, while that is taken, any other; waits if all are.
     #[inline]
-    fn claim(&self, wanted: u32) -> u32 {
+    pub(crate) fn claim(&self, wanted: u32) -> u32 {
         if let Some(slot) = self.slots.get(wanted as usize)
             && slot.try_claim()
         {
@@ -86,29 +86,51 @@ impl Lanes {
 
     /// Frees a lane that the caller has claimed.
     #[inline]
-    fn release(&self, lane: u32) {
+    pub(crate) fn release(&self, lane: u32) {
         self.slots[lane as usize].release();
     }
 
-    /// Returns when every lane that is claimed now has been released once.
+    /// The lanes that are claimed now, to be asked later whether they have been released.
     ///
     /// Say a writer unlinks an object and then calls this, and a reader claims a lane and then
     /// follows the link. Counting claims here is a read-modify-write, as claiming is, so one comes
     /// first. If it is the claim, it is counted here, and waited for. If it is the counting, the
     /// claim reads what the counting wrote, or what further read-modify-writes made of it, and
     /// acquires with it the unlinking: the reader finds the new link.
+    pub(crate) fn grace_period(&self) -> GracePeriod {
+        let claims = self.slots.iter().map(|slot| slot.claims.fetch_add(0, Ordering::AcqRel));
+        let mut grace_period = GracePeriod { claims: claims.enumerate().collect() };
+        grace_period.is_over(self);
+        grace_period
+    }
+
+    /// Returns when every lane that is claimed now has been released once.
     fn synchronize(&self) {
-        for slot in &self.slots {
-            let claims = slot.claims.fetch_add(0, Ordering::AcqRel);
-            let mut backoff = Backoff::default();
-            while slot.releases.load(Ordering::Acquire) < claims {
-                backoff.wait();
-            }
+        let mut grace_period = self.grace_period();
+        let mut backoff = Backoff::default();
+        while !grace_period.is_over(self) {
+            backoff.wait();
         }
     }
 }
 
-static LANES: LazyLock<Lanes> = LazyLock::new(|| Lanes::new(possible_cpus()));
+/// The lanes that were claimed at one instant and that have not been released since, as far as
+/// is known: each with its number of claims then.
+pub(crate) struct GracePeriod {
+    claims: Vec<(usize, u64)>,
+}
+
+impl GracePeriod {
+    /// Whether every one of the lanes, which are `lanes`, has been released.
+    pub(crate) fn is_over(&mut self, lanes: &Lanes) -> bool {
+        // Acquire: all that was done in those lanes was done before what follows.
+        self.claims
+            .retain(|&(lane, claims)| lanes.slots[lane].releases.load(Ordering::Acquire) < claims);
+        self.claims.is_empty()
+    }
+}
+
+pub(crate) static LANES: LazyLock<Lanes> = LazyLock::new(|| Lanes::new(possible_cpus()));
 
 /// The lane a thread is in.
 #[derive(Copy, Clone)]
@@ -213,11 +235,14 @@ pub struct InLane;
 /// `synchronize_rcu`
 #[doc(alias = "synchronize_rcu")]
 pub fn synchronize() -> Result<(), InLane> {
-    if HELD.with(|held| held.get().depth) != 0 {
-        return Err(InLane);
-    }
+    outside_lanes()?;
     LANES.synchronize();
     Ok(())
+}
+
+/// Refuses to wait for the lane this thread is in.
+pub(crate) fn outside_lanes() -> Result<(), InLane> {
+    if HELD.with(|held| held.get().depth) == 0 { Ok(()) } else { Err(InLane) }
 }
 
 #[cfg(test)]

@@ -25,14 +25,18 @@ compile_error!("bpfarray needs 64-bit addresses, as BPF programs have them");
 
 mod area;
 mod array;
+mod cgroup;
 mod cpu;
 mod element;
 mod gate;
 mod lane;
 mod map;
 mod memory;
+mod object;
 mod percpu_array;
 mod prog;
+pub mod rcu;
+mod slot;
 mod sync;
 mod window;
 
@@ -44,11 +48,13 @@ pub use bpfarray_core::{Errno, Layout, VALUE_OFFSET};
 pub use zerocopy;
 
 pub use array::Array;
+pub use cgroup::{Cgroup, CgroupError};
 pub use cpu::possible_cpus;
 pub use element::{Element, Integer, ShapeError};
 pub use lane::{InLane, Lane, synchronize};
-pub use map::Map;
+pub use map::{Map, MapRef};
 pub use memory::{AtomicError, Memory, OutOfBounds};
+pub use object::{EventObject, Object, ProgramObject};
 pub use percpu_array::{CpuError, PercpuArray};
-pub use prog::Region;
+pub use prog::{Region, UnderCgroupError};
 pub use window::{CPU_NUMBER_OFFSET, window_base};

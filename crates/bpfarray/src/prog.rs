@@ -1,12 +1,16 @@
 //! Maps as programs see them: by address, on one CPU, without regard to handles and freezing.
 
 use bpfarray_core::attr::MapFlags;
-use bpfarray_core::map::{DeleteError, Kind, UpdateError, array, percpu_array};
-use bpfarray_core::{Errno, PPTR_SIZE, VALUE_OFFSET};
+use bpfarray_core::map::{DeleteError, UpdateError, array, percpu_array, prog_array::tail_call};
+use bpfarray_core::{Errno, PPTR_SIZE as POINTER_SIZE, VALUE_OFFSET};
+
+use std::sync::Arc;
 
 use crate::lane::Lane;
-use crate::map::{Map, SPIN_LOCK};
+use crate::map::{Contents, MapRef, SPIN_LOCK};
 use crate::memory::Memory;
+use crate::object::{EventObject, ProgramObject};
+use crate::rcu;
 use crate::window::cpu_variables;
 
 /// A range of addresses that programs may use, made of elements of equal size.
@@ -36,25 +40,28 @@ impl Region {
     }
 }
 
-impl Map {
+impl MapRef {
     /// The address by which programs know the map. Values, or the `pptrs` table, are
     /// [`VALUE_OFFSET`] bytes after it.
     pub fn addr(&self) -> u64 {
         self.inner.area.addr()
     }
 
-    /// Address of an element, for a PERCPU_ARRAY that of the lane's CPU.
+    /// Address of an element, for a PERCPU_ARRAY that of the lane's CPU; for an ARRAY_OF_MAPS, the address of
+    /// the map in the slot. Programs cannot look into other maps of objects, which give `None`.
     ///
     /// # Kernel
     /// `bpf_map_lookup_elem`
     #[doc(alias = "bpf_map_lookup_elem")]
     pub fn prog_lookup_elem(&self, lane: &Lane, index: u32) -> Option<u64> {
-        match self.layout().kind() {
-            Kind::Array => {
+        match &self.inner.contents {
+            Contents::Array => {
                 let offset = array::lookup_elem(self.layout(), index)?;
                 Some(self.addr() + u64::from(VALUE_OFFSET) + offset)
             }
-            Kind::PercpuArray => self.prog_lookup_percpu_elem(index, lane.cpu()),
+            Contents::PercpuArray => self.prog_lookup_percpu_elem(index, lane.cpu()),
+            Contents::Maps(maps) => maps.address(index),
+            Contents::Programs(_) | Contents::Events(_) | Contents::Cgroups(_) => None,
         }
     }
 
@@ -64,9 +71,13 @@ impl Map {
     /// `bpf_map_lookup_percpu_elem`
     #[doc(alias = "bpf_map_lookup_percpu_elem")]
     pub fn prog_lookup_percpu_elem(&self, index: u32, cpu: u32) -> Option<u64> {
-        match self.layout().kind() {
-            Kind::Array => None,
-            Kind::PercpuArray => {
+        match &self.inner.contents {
+            Contents::Array
+            | Contents::Programs(_)
+            | Contents::Events(_)
+            | Contents::Cgroups(_)
+            | Contents::Maps(_) => None,
+            Contents::PercpuArray => {
                 let offset = percpu_array::lookup_elem(self.layout(), index)?;
                 let values = self.inner.area.percpu().get(cpu as usize)?;
                 Some(values.addr() + offset)
@@ -74,12 +85,13 @@ impl Map {
         }
     }
 
-    /// Replaces an element by `value`, which must have [`Map::value_size`] bytes; for a
+    /// Replaces an element by `value`, which must have [`MapRef::value_size`] bytes; for a
     /// PERCPU_ARRAY that of the lane's CPU.
     ///
     /// # Errors
-    /// [`UpdateError::NotWritable`] for a map that programs may only read, which verified programs
-    /// don't try; [`UpdateError::Buffer`]; then [`UpdateError::Flags`], [`UpdateError::Index`],
+    /// [`UpdateError::NotWritable`] for a map that programs may only read, and
+    /// [`UpdateError::ObjectKind`] for a map of objects, which verified programs don't try;
+    /// [`UpdateError::Buffer`]; then [`UpdateError::Flags`], [`UpdateError::Index`],
     /// [`UpdateError::Exists`], [`UpdateError::NoSpinLock`].
     ///
     /// # Kernel
@@ -98,30 +110,118 @@ impl Map {
         if value.len() != self.value_size() as usize {
             return Err(UpdateError::Buffer(u64::from(self.value_size())));
         }
-        let offset = array::update_elem(self.layout(), index, flags, SPIN_LOCK)?;
-        let memory = match self.layout().kind() {
-            Kind::Array => Some(self.inner.area.payload()),
-            Kind::PercpuArray => self.inner.area.percpu().get(lane.cpu() as usize),
+        let memory = match &self.inner.contents {
+            Contents::Array => Some(self.inner.area.payload()),
+            Contents::PercpuArray => self.inner.area.percpu().get(lane.cpu() as usize),
+            Contents::Programs(_)
+            | Contents::Events(_)
+            | Contents::Cgroups(_)
+            | Contents::Maps(_) => return Err(UpdateError::ObjectKind),
         };
+        let offset = array::update_elem(self.layout(), index, flags, SPIN_LOCK)?;
         memory
             .and_then(|memory| memory.write(offset as usize, value).ok())
             .ok_or_else(|| self.no_index(index))
     }
 
-    /// Deletes an element, which arrays never allow.
+    /// Deletes an element, which arrays of values never allow.
     ///
     /// # Errors
-    /// [`DeleteError::Unsupported`].
+    /// [`DeleteError::Unsupported`]; for a map of objects, [`DeleteError::Index`] and
+    /// [`DeleteError::NoEntry`].
     ///
     /// # Kernel
     /// `bpf_map_delete_elem`
     #[doc(alias = "bpf_map_delete_elem")]
     pub fn prog_delete_elem(&self, index: u32) -> Result<(), DeleteError> {
-        self.type_delete_elem(index)
+        let deleted = self.type_delete_elem(index);
+        rcu::poll();
+        deleted
+    }
+
+    /// The map in which an address is that a program has found in the slots of this ARRAY_OF_MAPS since
+    /// it is in the lane: the address of the map itself, of its table, or of a value on any CPU.
+    ///
+    /// Takes the same few steps for thousands of maps as for one: a search in a tree, without a lock.
+    pub fn inner_map_at<'lane>(&'lane self, lane: &'lane Lane, addr: u64) -> Option<&'lane MapRef> {
+        match &self.inner.contents {
+            Contents::Maps(maps) => maps.map_at(lane, addr),
+            Contents::Array
+            | Contents::PercpuArray
+            | Contents::Programs(_)
+            | Contents::Events(_)
+            | Contents::Cgroups(_) => None,
+        }
+    }
+
+    /// The program that a tail call of this run goes to, when `done` tail calls were made before. `None`
+    /// means that the program goes on after the call.
+    ///
+    /// # Kernel
+    /// `bpf_tail_call`
+    #[doc(alias = "bpf_tail_call")]
+    pub fn tail_call<'lane>(
+        &'lane self,
+        lane: &'lane Lane,
+        index: u64,
+        done: u32,
+    ) -> Option<&'lane Arc<dyn ProgramObject>> {
+        let index = tail_call(self.max_entries(), index, done)?;
+        match &self.inner.contents {
+            Contents::Programs(programs) => programs.get(lane, index),
+            Contents::Array
+            | Contents::PercpuArray
+            | Contents::Events(_)
+            | Contents::Cgroups(_)
+            | Contents::Maps(_) => None,
+        }
+    }
+
+    /// The perf event in a slot of a PERF_EVENT_ARRAY; `None` for an empty one and for other maps.
+    pub fn event<'lane>(
+        &'lane self,
+        lane: &'lane Lane,
+        index: u32,
+    ) -> Option<&'lane Arc<dyn EventObject>> {
+        match &self.inner.contents {
+            Contents::Events(events) => events.get(lane, index).map(|entry| &entry.event),
+            Contents::Array
+            | Contents::PercpuArray
+            | Contents::Programs(_)
+            | Contents::Cgroups(_)
+            | Contents::Maps(_) => None,
+        }
+    }
+
+    /// Whether this thread is in the control group of a slot, or in one below it.
+    ///
+    /// # Errors
+    /// The variants of [`UnderCgroupError`] in their order.
+    ///
+    /// # Kernel
+    /// `bpf_current_task_under_cgroup`
+    #[doc(alias = "bpf_current_task_under_cgroup")]
+    pub fn current_task_under_cgroup(
+        &self,
+        lane: &Lane,
+        index: u32,
+    ) -> Result<bool, UnderCgroupError> {
+        let Contents::Cgroups(cgroups) = &self.inner.contents else {
+            return Err(UnderCgroupError::MapType);
+        };
+        let max_entries = self.max_entries();
+        if index >= max_entries {
+            return Err(UnderCgroupError::Index { index, max_entries });
+        }
+        let cgroup = cgroups.get(lane, index).ok_or(UnderCgroupError::Empty(index))?;
+        cgroup.holds_current_task().map_err(|error| {
+            UnderCgroupError::Unknown(error.raw_os_error().map_or(Errno::ENOENT, Errno::from_raw))
+        })
     }
 
     /// What programs may touch: the values, on every CPU where there are several, and the `pptrs`
-    /// table.
+    /// table or the addresses of inner maps; nothing of other maps of objects. Inner maps have regions of
+    /// their own.
     pub fn regions(&self) -> Vec<Region> {
         let (elem_size, value_size) = (self.layout().elem_size(), self.value_size());
         let readable = !self.map_flags().contains(MapFlags::WRONLY_PROG);
@@ -134,18 +234,54 @@ impl Map {
             writable,
         };
         let payload = self.inner.area.payload();
-        match self.layout().kind() {
-            Kind::Array => vec![values(payload)],
-            Kind::PercpuArray => {
-                let pptrs = Region {
-                    memory: payload.clone(),
-                    elem_size: PPTR_SIZE,
-                    value_size: PPTR_SIZE,
-                    readable: true,
-                    writable: false,
-                };
-                std::iter::once(pptrs).chain(self.inner.area.percpu().iter().map(values)).collect()
-            }
+        let pointers = || Region {
+            memory: payload.clone(),
+            elem_size: POINTER_SIZE,
+            value_size: POINTER_SIZE,
+            readable: true,
+            writable: false,
+        };
+        match &self.inner.contents {
+            Contents::Array => vec![values(payload)],
+            Contents::PercpuArray => std::iter::once(pointers())
+                .chain(self.inner.area.percpu().iter().map(values))
+                .collect(),
+            Contents::Maps(_) => vec![pointers()],
+            Contents::Programs(_) | Contents::Events(_) | Contents::Cgroups(_) => Vec::new(),
+        }
+    }
+}
+
+/// Why it cannot be told whether a thread is in the control group of a slot.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum UnderCgroupError {
+    /// The map is no CGROUP_ARRAY, which verified programs don't try.
+    #[error("the map is no CGROUP_ARRAY")]
+    MapType,
+    /// No such slot.
+    #[error("index {index} is not below max_entries {max_entries}")]
+    Index {
+        /// The index asked for.
+        index: u32,
+        /// The number of slots.
+        max_entries: u32,
+    },
+    /// The slot is empty.
+    #[error("slot {0} is empty")]
+    Empty(u32),
+    /// The system does not tell in which control groups the thread is.
+    #[error("cannot read the thread's control groups: {0}")]
+    Unknown(Errno),
+}
+
+impl UnderCgroupError {
+    /// The error number, negated the helper's return value.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::MapType => Errno::EINVAL,
+            Self::Index { .. } => Errno::E2BIG,
+            Self::Empty(_) => Errno::EAGAIN,
+            Self::Unknown(errno) => errno,
         }
     }
 }
@@ -154,6 +290,7 @@ impl Map {
 #[cfg(not(loom))]
 mod tests {
     use super::*;
+    use crate::Map;
     use crate::attr::{MapAttr, MapType};
     use crate::cpu::possible_cpus;
     use crate::window::window_base;

@@ -47,6 +47,14 @@ pub fn window_base(cpu: u32) -> Result<u64, Errno> {
     Ok(windows.at(cpu, 0)?.as_ptr().expose_provenance() as u64)
 }
 
+/// How far from the base of its window an address is; `None` outside of all windows.
+pub(crate) fn offset_of(addr: u64) -> Option<u64> {
+    let windows = Windows::get().ok()?;
+    let from_base = addr.checked_sub(windows.base.as_ptr().addr() as u64)?;
+    let stride = windows.stride as u64;
+    (from_base / stride < u64::from(windows.cpus)).then(|| from_base % stride)
+}
+
 /// The variables of a CPU, at the start of its window.
 pub(crate) fn cpu_variables(cpu: u32) -> Result<Memory, Errno> {
     let windows = Windows::get()?;
@@ -233,6 +241,19 @@ mod tests {
             assert_eq!(variables.load(CPU_NUMBER_OFFSET as usize, 4), Ok(u64::from(cpu)));
         }
         assert_eq!(window_base(possible_cpus()), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn an_address_in_any_window_has_the_offset_of_the_object() {
+        let extent = Extent::new(100).unwrap();
+        for cpu in 0..possible_cpus() {
+            let addr = extent.memory(cpu).unwrap().addr();
+            assert_eq!(offset_of(addr + 99), Some(extent.offset() + 99));
+        }
+        let base = window_base(0).unwrap();
+        let end = base + Windows::get().unwrap().stride as u64 * u64::from(possible_cpus());
+        assert_eq!((offset_of(base - 1), offset_of(end)), (None, None));
+        assert_eq!(offset_of(base), Some(0));
     }
 
     #[test]

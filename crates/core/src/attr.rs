@@ -5,9 +5,13 @@ use bitflags::bitflags;
 use crate::errno::Errno;
 use crate::layout::Layout;
 use crate::map::Kind;
+use crate::map::array_of_maps::{InnerError, check_template};
 
 /// Bytes of a map name, including the terminating NUL.
 pub const MAP_NAME_LEN: usize = 16;
+
+/// Bytes of the hash of a program, a SHA-256.
+pub const PROG_HASH_LEN: usize = 32;
 
 /// `numa_node` meaning "no particular node".
 pub const NUMA_NO_NODE: u32 = u32::MAX;
@@ -174,6 +178,8 @@ pub struct MapAttr {
     pub btf_vmlinux_value_type_id: u32,
     /// Extra argument of bloom filters and arenas.
     pub map_extra: u64,
+    /// SHA-256 of the only program that may use the map; `None` for any.
+    pub excl_prog_hash: Option<[u8; PROG_HASH_LEN]>,
 }
 
 /// Who creates a map, and where.
@@ -245,6 +251,12 @@ pub enum CreateError {
     /// `map_ifindex` names a device that cannot hold maps.
     #[error("map_ifindex {0} is no device that holds maps")]
     Device(u32),
+    /// An ARRAY_OF_MAPS without a template.
+    #[error("an array of maps needs an inner map")]
+    NoInnerMap,
+    /// A template that cannot be one.
+    #[error("inner map: {0}")]
+    Inner(#[from] InnerError),
     /// The number of slots, rounded up to a power of two, does not fit in 32 bits.
     #[error("max_entries {0} cannot be rounded up to a power of two")]
     TooManyEntries(u32),
@@ -274,6 +286,8 @@ impl CreateError {
             | Self::Device(_)
             | Self::Token
             | Self::Name => Errno::EINVAL,
+            Self::NoInnerMap => Errno::EBADF,
+            Self::Inner(error) => error.errno(),
             Self::ValueTooLarge(_) | Self::TooManyEntries(_) => Errno::E2BIG,
             Self::NotPermitted => Errno::EPERM,
             Self::NoMemory(_) => Errno::ENOMEM,
@@ -282,7 +296,17 @@ impl CreateError {
 }
 
 impl MapAttr {
-    /// Checks everything but the name and gives the layout of the map.
+    /// Checks everything but the name and gives the layout of the map. An ARRAY_OF_MAPS needs
+    /// [`MapAttr::check_with`].
+    ///
+    /// # Errors
+    /// As [`MapAttr::check_with`].
+    pub fn check(&self, creator: &Creator<'_>) -> Result<Layout, CreateError> {
+        self.check_with(creator, None)
+    }
+
+    /// Checks everything but the name and gives the layout of the map. `inner` is the template of an
+    /// ARRAY_OF_MAPS; other types don't look at it.
     ///
     /// The kernel looks at the name only when the memory is there: call [`MapAttr::check_name`] after the allocation.
     ///
@@ -290,9 +314,15 @@ impl MapAttr {
     /// The variants of [`CreateError`] up to [`CreateError::TooManyEntries`], in their order.
     ///
     /// # Kernel
-    /// `map_create`, `array_map_alloc_check`, `array_map_alloc`
+    /// `map_create`, `array_map_alloc_check`, `array_map_alloc`, `array_of_map_alloc`
     #[doc(alias = "map_create")]
-    pub fn check(&self, creator: &Creator<'_>) -> Result<Layout, CreateError> {
+    #[doc(alias = "array_map_alloc")]
+    #[doc(alias = "array_of_map_alloc")]
+    pub fn check_with(
+        &self,
+        creator: &Creator<'_>,
+        inner: Option<&Layout>,
+    ) -> Result<Layout, CreateError> {
         let flags = self.map_flags - MapFlags::TOKEN_FD;
         if self.btf_vmlinux_value_type_id != 0 {
             return Err(CreateError::VmlinuxValueType);
@@ -321,7 +351,11 @@ impl MapAttr {
         if self.map_ifindex != 0 {
             return Err(CreateError::Device(self.map_ifindex));
         }
+        if kind == Kind::ArrayOfMaps {
+            check_template(inner.ok_or(CreateError::NoInnerMap)?)?;
+        }
         Layout::new(kind, self.value_size, self.max_entries, flags, creator.bypass_spec_v1)
+            .map(|layout| layout.with_exclusive(self.excl_prog_hash.is_some()))
             .ok_or(CreateError::TooManyEntries(self.max_entries))
     }
 
@@ -418,6 +452,7 @@ mod tests {
         btf_value_type_id: 0,
         btf_vmlinux_value_type_id: 0,
         map_extra: 0,
+        excl_prog_hash: None,
     };
     const PERCPU: MapAttr = MapAttr { map_type: MapType::PERCPU_ARRAY, ..ARRAY };
 

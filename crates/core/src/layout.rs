@@ -28,6 +28,7 @@ pub struct Layout {
     index_mask: u32,
     map_flags: MapFlags,
     bypass_spec_v1: bool,
+    exclusive: bool,
 }
 
 impl Layout {
@@ -51,7 +52,12 @@ impl Layout {
             index_mask: (rounded - 1) as u32,
             map_flags: map_flags - (MapFlags::RDONLY | MapFlags::WRONLY),
             bypass_spec_v1,
+            exclusive: false,
         })
+    }
+
+    pub(crate) const fn with_exclusive(self, exclusive: bool) -> Self {
+        Self { exclusive, ..self }
     }
 
     /// What the map is.
@@ -87,6 +93,12 @@ impl Layout {
     /// Whether lookups go unmasked.
     pub const fn bypass_spec_v1(&self) -> bool {
         self.bypass_spec_v1
+    }
+
+    /// Whether only one program may use the map.
+    #[doc(alias = "excl_prog_sha")]
+    pub const fn is_exclusive(&self) -> bool {
+        self.exclusive
     }
 
     /// Number of elements memory is set aside for: `max_entries`, or the next power of two where

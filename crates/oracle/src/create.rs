@@ -134,6 +134,7 @@ impl MapCreate {
             btf_value_type_id: self.btf_value_type_id,
             btf_vmlinux_value_type_id: self.btf_vmlinux_value_type_id,
             map_extra: self.map_extra,
+            excl_prog_hash: None,
         }
     }
 

@@ -31,7 +31,7 @@ impl Regions {
     /// The memory of these maps, and the variables of each CPU. Where the address space has no room for the
     /// latter, programs that read them fault.
     pub(crate) fn new(maps: &[Map]) -> Self {
-        let of_maps = maps.iter().flat_map(Map::regions);
+        let of_maps = maps.iter().flat_map(|map| map.regions());
         let of_cpus =
             (0..possible_cpus()).map_while(|cpu| bpfarray::Region::cpu_variables(cpu).ok());
         let mut regions: Vec<Region> = of_maps.chain(of_cpus).map(Region::from).collect();
@@ -39,7 +39,7 @@ impl Regions {
         // A map that is named twice is there once.
         regions.dedup_by_key(|region| region.start);
         let mut maps = maps.to_vec();
-        maps.sort_by_key(Map::addr);
+        maps.sort_by_key(|map| map.addr());
         maps.dedup_by_key(|map| map.addr());
         let windows = (0..possible_cpus()).map_while(|cpu| window_base(cpu).ok()).collect();
         Self { regions, maps, windows }
@@ -47,7 +47,7 @@ impl Regions {
 
     /// The map that programs know by this address.
     pub(crate) fn map(&self, addr: u64) -> Option<&Map> {
-        let index = self.maps.binary_search_by_key(&addr, Map::addr).ok()?;
+        let index = self.maps.binary_search_by_key(&addr, |map| map.addr()).ok()?;
         self.maps.get(index)
     }
 

@@ -16,6 +16,9 @@ pub enum InnerError {
     /// A map type that cannot be held.
     #[error("maps of this type cannot be held")]
     Unsupported,
+    /// A map that only one program may use.
+    #[error("an exclusive map cannot be held")]
+    Exclusive,
     /// A map of another shape than the template.
     #[error("the map differs from the template in {0}")]
     Shape(&'static str),
@@ -26,7 +29,7 @@ impl InnerError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::Nested | Self::Shape(_) => Errno::EINVAL,
-            Self::Unsupported => Errno::ENOTSUPP,
+            Self::Unsupported | Self::Exclusive => Errno::ENOTSUPP,
         }
     }
 }
@@ -34,7 +37,7 @@ impl InnerError {
 /// Whether a map of this layout can be a template.
 ///
 /// # Errors
-/// [`InnerError::Nested`], [`InnerError::Unsupported`].
+/// [`InnerError::Nested`], [`InnerError::Unsupported`], [`InnerError::Exclusive`].
 ///
 /// # Kernel
 /// `bpf_map_meta_alloc`
@@ -43,7 +46,9 @@ pub const fn check_template(inner: &Layout) -> Result<(), InnerError> {
     match inner.kind() {
         Kind::ArrayOfMaps => Err(InnerError::Nested),
         Kind::ProgArray => Err(InnerError::Unsupported),
-        Kind::Array | Kind::PercpuArray | Kind::PerfEventArray | Kind::CgroupArray => Ok(()),
+        Kind::Array | Kind::PercpuArray | Kind::PerfEventArray | Kind::CgroupArray => {
+            if inner.is_exclusive() { Err(InnerError::Exclusive) } else { Ok(()) }
+        }
     }
 }
 
@@ -51,16 +56,18 @@ pub const fn check_template(inner: &Layout) -> Result<(), InnerError> {
 /// for that. `max_entries` counts for an ARRAY without [`MapFlags::INNER_MAP`] only.
 ///
 /// # Errors
-/// [`InnerError::Shape`] with the first field that differs.
+/// [`InnerError::Exclusive`]; [`InnerError::Shape`] with the first field that differs.
 ///
 /// # Kernel
 /// `array_map_meta_equal`, `bpf_map_meta_equal`
 #[doc(alias = "array_map_meta_equal")]
 #[doc(alias = "bpf_map_meta_equal")]
 pub fn meta_equal(template: &Layout, candidate: &Layout) -> Result<(), InnerError> {
-    let fixed_len = template.kind() == Kind::Array
-        && !template.map_flags().contains(MapFlags::INNER_MAP);
-    if template.kind() != candidate.kind() {
+    let fixed_len =
+        template.kind() == Kind::Array && !template.map_flags().contains(MapFlags::INNER_MAP);
+    if candidate.is_exclusive() {
+        Err(InnerError::Exclusive)
+    } else if template.kind() != candidate.kind() {
         Err(InnerError::Shape("map_type"))
     } else if template.value_size() != candidate.value_size() {
         Err(InnerError::Shape("value_size"))
@@ -92,18 +99,60 @@ pub fn gen_lookup(map: &Layout) -> InlinedLookup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attr::{Creator, MapAttr, MapType};
+    use crate::attr::{CreateError, Creator, MapAttr, MapType};
+
+    const ARRAY: MapAttr = MapAttr {
+        map_type: MapType::ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 4,
+        map_flags: MapFlags::empty(),
+        numa_node: 0,
+        map_name: [0; 16],
+        map_ifindex: 0,
+        btf_key_type_id: 0,
+        btf_value_type_id: 0,
+        btf_vmlinux_value_type_id: 0,
+        map_extra: 0,
+        excl_prog_hash: None,
+    };
 
     fn layout(map_type: MapType, value_size: u32, max_entries: u32, map_flags: MapFlags) -> Layout {
-        let attr = MapAttr {
-            map_type,
-            key_size: 4,
-            value_size,
-            max_entries,
-            map_flags,
-            ..MapAttr::default()
+        let inner = ARRAY.check(&Creator::default()).unwrap();
+        let attr = MapAttr { map_type, value_size, max_entries, map_flags, ..ARRAY };
+        attr.check_with(&Creator::default(), Some(&inner)).unwrap()
+    }
+
+    #[test]
+    fn the_template_is_judged_after_the_sizes_and_before_the_round_up() {
+        let errno = |max_entries, inner| {
+            let attr = MapAttr { map_type: MapType::ARRAY_OF_MAPS, max_entries, ..ARRAY };
+            attr.check_with(&Creator::default(), inner).map(drop).map_err(CreateError::errno)
         };
-        attr.check(&Creator::default()).unwrap()
+        let outer = layout(MapType::ARRAY_OF_MAPS, 4, 4, MapFlags::empty());
+        let array = layout(MapType::ARRAY, 4, 4, MapFlags::empty());
+        assert_eq!(errno(0, None), Err(Errno::EINVAL));
+        assert_eq!(errno(u32::MAX, None), Err(Errno::EBADF));
+        assert_eq!(errno(u32::MAX, Some(&outer)), Err(Errno::EINVAL));
+        assert_eq!(errno(u32::MAX, Some(&array)), Err(Errno::E2BIG));
+        assert_eq!(errno(4, Some(&array)), Ok(()));
+    }
+
+    #[test]
+    fn an_exclusive_map_is_no_template_and_no_element() {
+        let exclusive = |map_type, value_size| {
+            let attr = MapAttr { map_type, value_size, excl_prog_hash: Some([1; 32]), ..ARRAY };
+            let array = ARRAY.check(&Creator::default()).unwrap();
+            attr.check_with(&Creator::default(), Some(&array)).unwrap()
+        };
+        let array = layout(MapType::ARRAY, 4, 4, MapFlags::empty());
+        assert_eq!(check_template(&exclusive(MapType::ARRAY, 4)), Err(InnerError::Exclusive));
+        let outer = exclusive(MapType::ARRAY_OF_MAPS, 4);
+        assert_eq!(check_template(&outer), Err(InnerError::Nested));
+        for value_size in [4, 8] {
+            let element = exclusive(MapType::ARRAY, value_size);
+            assert_eq!(meta_equal(&array, &element), Err(InnerError::Exclusive));
+        }
     }
 
     #[test]
@@ -136,8 +185,7 @@ mod tests {
     #[test]
     fn maps_of_maps_and_of_programs_cannot_be_held() {
         let none = MapFlags::empty();
-        let errno =
-            |ty| check_template(&layout(ty, 4, 4, none)).map_err(InnerError::errno);
+        let errno = |ty| check_template(&layout(ty, 4, 4, none)).map_err(InnerError::errno);
         assert_eq!(errno(MapType::ARRAY_OF_MAPS), Err(Errno::EINVAL));
         assert_eq!(errno(MapType::PROG_ARRAY), Err(Errno::ENOTSUPP));
         assert_eq!(errno(MapType::PERF_EVENT_ARRAY), Ok(()));

@@ -70,14 +70,11 @@ mod tests {
     use crate::errno::Errno;
 
     fn map(map_type: MapType) -> Layout {
-        let attr = MapAttr {
-            map_type,
-            key_size: 4,
-            value_size: 4,
-            max_entries: 3,
-            ..MapAttr::default()
-        };
-        attr.check(&Creator::default()).unwrap()
+        let attr =
+            MapAttr { map_type, key_size: 4, value_size: 4, max_entries: 3, ..MapAttr::default() };
+        let inner = MapAttr { map_type: MapType::ARRAY, ..attr };
+        let inner = inner.check(&Creator::default()).unwrap();
+        attr.check_with(&Creator::default(), Some(&inner)).unwrap()
     }
 
     #[test]

@@ -176,6 +176,21 @@ pub enum UpdateError {
     /// `NOEXIST`, but array elements always exist.
     #[error("the element exists, as all elements of an array do")]
     Exists,
+    /// Bytes, or an object, that name no object a map of this type can hold.
+    #[error("the value is no descriptor of an object that the map can hold")]
+    BadDescriptor,
+    /// An object of another kind than the map holds.
+    #[error("the map holds objects of another kind")]
+    ObjectKind,
+    /// A map that does not fit into its ARRAY_OF_MAPS.
+    #[error(transparent)]
+    Inner(#[from] array_of_maps::InnerError),
+    /// A program that does not fit into its PROG_ARRAY.
+    #[error(transparent)]
+    Owner(#[from] prog_array::OwnerError),
+    /// A perf event that children inherit.
+    #[error("an inherited event cannot be put into a map")]
+    InheritedEvent,
 }
 
 impl UpdateError {
@@ -183,10 +198,14 @@ impl UpdateError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::NotWritable => Errno::EPERM,
-            Self::NoSpinLock | Self::Flags(_) => Errno::EINVAL,
+            Self::NoSpinLock | Self::Flags(_) | Self::ObjectKind => Errno::EINVAL,
             Self::Buffer(_) => Errno::EFAULT,
             Self::Index { .. } => Errno::E2BIG,
             Self::Exists => Errno::EEXIST,
+            Self::BadDescriptor => Errno::EBADF,
+            Self::Inner(error) => error.errno(),
+            Self::Owner(error) => error.errno(),
+            Self::InheritedEvent => Errno::EOPNOTSUPP,
         }
     }
 }
