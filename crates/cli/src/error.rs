@@ -8,7 +8,7 @@ use bpfarray_vm::context::ContextError;
 use bpfarray_vm::elf::{LoadError, ProgramSpec};
 use bpfarray_vm::fault::Fault;
 use bpfarray_vm::prog_type::ProgType;
-use bpfarray_vm::{MapError, ProgramError, SourceLine};
+use bpfarray_vm::{LoadObjectError, ProgramError, SourceLine};
 
 use crate::clean::Clean;
 use crate::packets::CaptureError;
@@ -51,7 +51,7 @@ pub(crate) enum Kind {
     #[error(transparent)]
     Btf(#[from] BtfError),
     #[error(transparent)]
-    Map(#[from] MapError),
+    Object(#[from] LoadObjectError),
     #[error(transparent)]
     Program(#[from] ProgramError),
     #[error(transparent)]

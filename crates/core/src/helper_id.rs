@@ -41,6 +41,9 @@ pub const SKB_LOAD_BYTES: u32 = 26;
 /// Id of `bpf_csum_diff`.
 #[doc(alias = "BPF_FUNC_csum_diff")]
 pub const CSUM_DIFF: u32 = 28;
+/// Id of `bpf_current_task_under_cgroup`.
+#[doc(alias = "BPF_FUNC_current_task_under_cgroup")]
+pub const CURRENT_TASK_UNDER_CGROUP: u32 = 37;
 /// Id of `bpf_skb_pull_data`.
 #[doc(alias = "BPF_FUNC_skb_pull_data")]
 pub const SKB_PULL_DATA: u32 = 39;

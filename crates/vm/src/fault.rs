@@ -9,15 +9,17 @@ use bpfarray_core::helper_id;
 /// ```
 /// use bpfarray_vm::fault::{AccessError, AccessReason, Fault, FaultKind};
 /// let access = AccessError { addr: 0, size: 8, write: false, reason: AccessReason::Null };
-/// let fault = Fault { insn: 12, kind: FaultKind::Access(access) };
+/// let fault = Fault { program: None, insn: 12, kind: FaultKind::Access(access) };
 /// assert_eq!(
 ///     fault.to_string(),
 ///     "instruction 12: 8-byte read at 0x0 touches no memory of this program (NULL pointer?)"
 /// );
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("instruction {insn}: {kind}")]
+#[error("{}instruction {insn}: {kind}", in_program(.program))]
 pub struct Fault {
+    /// The program it was in, if a tail call led there from the one that the host ran.
+    pub program: Option<Arc<str>>,
     /// Index of the instruction, among those that ran.
     pub insn: usize,
     /// What it did.
@@ -176,6 +178,10 @@ impl FaultKind {
     }
 }
 
+fn in_program(program: &Option<Arc<str>>) -> String {
+    program.as_ref().map(|name| format!("program '{name}', ")).unwrap_or_default()
+}
+
 fn argument(arg: Option<usize>) -> String {
     arg.map_or_else(String::new, |arg| format!("argument {arg}: "))
 }
@@ -196,7 +202,7 @@ mod tests {
         let args = [0x7000_0000_1000, 0, 0x7000_0000_2000, 0, 0];
         let kind = FaultKind::helper(&name, &args, access.into());
         assert_eq!(
-            Fault { insn: 7, kind }.to_string(),
+            Fault { program: None, insn: 7, kind }.to_string(),
             "instruction 7: bpf_map_update_elem: argument 2: 4-byte read at 0x0 touches no memory of \
              this program (NULL pointer?)"
         );

@@ -35,7 +35,7 @@ pub use elf::{LoadError, Object};
 pub use fault::Fault;
 pub use helper::HelperSet;
 pub use interp::DEFAULT_FUEL;
-pub use loaded::{LoadOptions, Loaded, MapError, MapErrorKind};
+pub use loaded::{LoadObjectError, LoadOptions, Loaded, MapError, MapErrorKind};
 pub use prog_type::ProgType;
 pub use program::{Outcome, Program, ProgramError, SourceLine};
 pub use verify::{VerifyError, VerifyErrorKind};

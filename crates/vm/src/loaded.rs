@@ -1,15 +1,16 @@
 //! An object whose maps exist: what programs are made from, and where their counters are read.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use bpfarray::Map;
-use bpfarray::attr::{CreateError, Creator};
+use bpfarray::attr::{CreateError, Creator, MapType};
+use bpfarray::{Map, Object as SlotObject, possible_cpus};
 use bpfarray_core::btf::Btf;
+use bpfarray_core::map::prog_array::Owner;
 use bpfarray_core::map::{FreezeError, UpdateError};
 
-use crate::elf::{MapSpec, Object, ProgramSpec};
+use crate::elf::{MapSpec, Object, ProgramSpec, Slot};
 use crate::helper::HelperSet;
-use crate::program::{Program, ProgramError};
+use crate::program::{Program, ProgramError, Source, owner};
 
 /// How to load an object.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +37,7 @@ pub enum MapErrorKind {
     /// It cannot be created.
     #[error(transparent)]
     Create(#[from] CreateError),
-    /// Its first value cannot be written.
+    /// Its first value cannot be written, or a slot not be filled.
     #[error(transparent)]
     Fill(#[from] UpdateError),
     /// It cannot be frozen.
@@ -44,7 +45,21 @@ pub enum MapErrorKind {
     Freeze(#[from] FreezeError),
 }
 
+/// Why an object cannot be loaded.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LoadObjectError {
+    /// One of its maps cannot be made.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A program that the slots of a map hold from the start cannot be.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
 /// An object with its maps.
+///
+/// It holds the handles to the maps. When it and all other handles to a PROG_ARRAY are gone, the slots are
+/// emptied, and tail calls of programs that still run fall through.
 ///
 /// ```
 /// use bpfarray_vm::{Context, LoadOptions, Object, ProgType};
@@ -67,28 +82,42 @@ pub struct Loaded {
     object: Object,
     maps: Vec<Map>,
     helpers: Arc<HelperSet>,
+    /// Made when they are asked for.
+    programs: Vec<OnceLock<Result<Program, ProgramError>>>,
 }
 
 impl Object {
-    /// Creates the object's maps and fills its data sections.
+    /// Creates the object's maps, fills its data sections, and puts programs and maps into the slots
+    /// for which the object names them.
     ///
-    /// Programs are verified when [`Loaded::program`] asks for them, so that one that cannot
+    /// Other programs are verified when [`Loaded::program`] asks for them, so that one that cannot
     /// run does not stand in the way of the others.
     ///
     /// # Errors
-    /// [`MapError`] for the first map that cannot be made.
-    pub fn load(self, options: &LoadOptions) -> Result<Loaded, MapError> {
+    /// [`LoadObjectError::Map`] for the first map that cannot be made;
+    /// [`LoadObjectError::Program`] for the first program of a slot that cannot be verified.
+    pub fn load(self, options: &LoadOptions) -> Result<Loaded, LoadObjectError> {
         let creator = Creator { bypass_spec_v1: options.bypass_spec_v1, ..Creator::default() };
         let create = |spec: &MapSpec| {
             create(spec, &creator).map_err(|error| MapError { map: spec.name.clone(), error })
         };
         let maps = self.maps().iter().map(create).collect::<Result<_, _>>()?;
-        Ok(Loaded { object: self, maps, helpers: Arc::new(options.helpers.clone()) })
+        let programs = self.programs().iter().map(|_| OnceLock::new()).collect();
+        let helpers = Arc::new(options.helpers.clone());
+        let loaded = Loaded { object: self, maps, helpers, programs };
+        loaded.fill_slots()?;
+        Ok(loaded)
     }
 }
 
 fn create(spec: &MapSpec, creator: &Creator<'_>) -> Result<Map, MapErrorKind> {
-    let map = Map::create_as(&spec.attr, creator)?;
+    let mut attr = spec.attr;
+    if attr.map_type == MapType::PERF_EVENT_ARRAY && attr.max_entries == 0 {
+        attr.max_entries = possible_cpus();
+    }
+    // Only the shape of this one is kept.
+    let inner = spec.inner.map(|inner| Map::create_as(&inner, creator)).transpose()?;
+    let map = Map::create_with(&attr, creator, inner.as_deref())?;
     if !spec.initial.is_empty() {
         let mut value = spec.initial.clone();
         value.resize(map.user_size() as usize, 0);
@@ -121,18 +150,43 @@ impl Loaded {
         self.object.btf()
     }
 
-    /// The program with this name, verified and ready to run.
+    /// The program with this name, verified and ready to run. Asked again, it gives the same program.
     ///
     /// # Errors
     /// [`ProgramError::NotFound`]; [`ProgramError::Load`] for a program whose type nobody knows or
-    /// that needs a running kernel; [`ProgramError::Verify`]; [`ProgramError::Xlate`].
+    /// that needs a running kernel; [`ProgramError::Verify`]; [`ProgramError::Owner`];
+    /// [`ProgramError::Xlate`].
     pub fn program(&self, name: &str) -> Result<Program, ProgramError> {
-        let spec = self
-            .object
-            .program(name)
-            .ok_or_else(|| ProgramError::NotFound { program: name.to_owned() })?;
+        let spec = self.object.programs().iter().position(|spec| spec.name == name);
+        let made = spec.and_then(|at| self.programs.get(at).map(|made| (at, made)));
+        let (at, made) = made.ok_or_else(|| ProgramError::NotFound { program: name.to_owned() })?;
+        made.get_or_init(|| self.build(&self.object.programs()[at])).clone()
+    }
+
+    fn build(&self, spec: &ProgramSpec) -> Result<Program, ProgramError> {
         let prog_type = spec.prog_type()?;
-        let code = spec.code()?;
-        Program::build(name, prog_type, code, self.object.btf(), &self.maps, &self.helpers)
+        let attach_type = spec.expected_attach_type().map_or(0, |attach_type| attach_type.0);
+        let xdp_has_frags = spec.def.is_some_and(|def| def.xdp_has_frags);
+        let owner = Owner { xdp_has_frags, ..owner(prog_type, attach_type) };
+        let source = Source { name: &spec.name, code: spec.code()?, btf: self.object.btf() };
+        Program::build(source, owner, self.maps.iter().map(Map::to_ref).collect(), &self.helpers)
+    }
+
+    /// Puts into slots what the object says they hold in the beginning.
+    fn fill_slots(&self) -> Result<(), LoadObjectError> {
+        for (spec, map) in self.maps() {
+            for (index, slot) in &spec.slots {
+                let object = match slot {
+                    Slot::Map(inner) => {
+                        self.maps.get(*inner).map(|map| SlotObject::Map(map.to_ref()))
+                    }
+                    Slot::Program(name) => Some(SlotObject::Program(Arc::new(self.program(name)?))),
+                };
+                let Some(object) = object else { continue };
+                map.update_object(*index, &object, 0)
+                    .map_err(|error| MapError { map: spec.name.clone(), error: error.into() })?;
+            }
+        }
+        Ok(())
     }
 }

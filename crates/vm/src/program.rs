@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use bpfarray::Map;
+use bpfarray::{Map, MapRef, ProgramObject};
 use bpfarray_core::btf::Btf;
-use bpfarray_core::insn::Insn;
+use bpfarray_core::insn::{Insn, pseudo};
+use bpfarray_core::map::prog_array::{Owner, OwnerError};
 
 use crate::context::Context;
 use crate::elf::{LoadError, ProgramCode};
 use crate::fault::Fault;
 use crate::helper::HelperSet;
-use crate::interp::{Code, Environment as RunEnvironment, run};
+use crate::interp::{Code, Environment as RunEnvironment, Running, run};
 use crate::prog_type::ProgType;
 use crate::verify::{Environment, VerifyError, verify};
 use crate::xlate::{XlateError, Xlated, xlate};
@@ -38,6 +40,16 @@ pub enum ProgramError {
         error: Box<VerifyError>,
         /// Where that is in its source.
         line: Option<Box<SourceLine>>,
+    },
+    /// The program refers to a PROG_ARRAY for programs of another kind.
+    #[error("program '{program}', map '{map}': {error}")]
+    Owner {
+        /// The program's name.
+        program: String,
+        /// The map's name.
+        map: String,
+        /// In what they differ.
+        error: OwnerError,
     },
     /// The program became too long.
     #[error("program '{program}', {error}")]
@@ -104,9 +116,10 @@ pub struct Program(Arc<Inner>);
 
 #[derive(Clone)]
 struct Inner {
+    id: u32,
     name: String,
-    prog_type: ProgType,
-    maps: Vec<Map>,
+    owner: Owner,
+    maps: Vec<MapRef>,
     xlated: Xlated,
     code: Code,
     environment: RunEnvironment,
@@ -140,36 +153,40 @@ impl Program {
         helpers: &Arc<HelperSet>,
     ) -> Result<Self, ProgramError> {
         let code = ProgramCode { insns: insns.to_vec(), ..ProgramCode::default() };
-        Self::build("", prog_type, &code, None, maps, helpers)
+        let maps = maps.iter().map(Map::to_ref).collect();
+        Self::build(Source { name: "", code: &code, btf: None }, owner(prog_type, 0), maps, helpers)
     }
 
     pub(crate) fn build(
-        name: &str,
-        prog_type: ProgType,
-        code: &ProgramCode,
-        btf: Option<&Btf>,
-        maps: &[Map],
+        source: Source<'_>,
+        owner: Owner,
+        maps: Vec<MapRef>,
         helpers: &Arc<HelperSet>,
     ) -> Result<Self, ProgramError> {
+        static LAST_ID: AtomicU32 = AtomicU32::new(0);
+        let Source { name, code, btf } = source;
+        let program = || name.to_owned();
         let lines = source_lines(code, btf);
-        let environment = Environment { prog_type, maps, helpers };
+        let prog_type = ProgType(owner.prog_type);
+        let environment = Environment { prog_type, maps: &maps, helpers };
         let verified = verify(code.insns.clone(), &environment).map_err(|error| {
             let line = line_of(&lines, error.insn).cloned().map(Box::new);
-            ProgramError::Verify { program: name.to_owned(), error: Box::new(error), line }
+            ProgramError::Verify { program: program(), error: Box::new(error), line }
         })?;
-        let xlated = xlate(&verified, maps)
-            .map_err(|error| ProgramError::Xlate { program: name.to_owned(), error })?;
-        let code = Code::new(&xlated.link(maps));
-        let environment = RunEnvironment::new(maps, helpers);
-        Ok(Self(Arc::new(Inner {
-            name: name.to_owned(),
-            prog_type,
-            maps: maps.to_vec(),
-            xlated,
-            code,
-            environment,
-            lines,
-        })))
+        claim_prog_arrays(&code.insns, &maps, &owner).map_err(|(map, error)| {
+            ProgramError::Owner { program: program(), map: map.name().to_owned(), error }
+        })?;
+        let xlated = xlate(&verified, &maps)
+            .map_err(|error| ProgramError::Xlate { program: program(), error })?;
+        let code = Code::new(&xlated.link(&maps));
+        let environment = RunEnvironment::new(name, &maps, helpers);
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = name.to_owned();
+        Ok(Self(Arc::new(Inner { id, name, owner, maps, xlated, code, environment, lines })))
+    }
+
+    pub(crate) fn running(&self) -> Running<'_> {
+        Running { code: &self.0.code, environment: &self.0.environment }
     }
 
     /// The program's name; empty for one made from instructions.
@@ -179,11 +196,17 @@ impl Program {
 
     /// The program's type.
     pub fn prog_type(&self) -> ProgType {
-        self.0.prog_type
+        ProgType(self.0.owner.prog_type)
     }
 
-    /// The maps the program can refer to.
-    pub fn maps(&self) -> &[Map] {
+    /// The program's id: positive, and never used again in this process.
+    pub fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    /// The maps the program can refer to. It holds them, but is no user of them: when the last handle to a
+    /// PROG_ARRAY is dropped, its slots are emptied.
+    pub fn maps(&self) -> &[MapRef] {
         &self.0.maps
     }
 
@@ -224,9 +247,49 @@ impl Program {
     }
 }
 
+impl ProgramObject for Program {
+    fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    fn owner(&self) -> Owner {
+        self.0.owner
+    }
+}
+
+/// What a program is made from.
+pub(crate) struct Source<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) code: &'a ProgramCode,
+    pub(crate) btf: Option<&'a Btf>,
+}
+
+/// What programs that share a PROG_ARRAY have in common with one of this type.
+pub(crate) fn owner(prog_type: ProgType, expected_attach_type: u32) -> Owner {
+    Owner { prog_type: prog_type.0, jited: false, xdp_has_frags: false, expected_attach_type }
+}
+
+/// Makes a program the owner of each PROG_ARRAY it refers to, or finds it unlike the owner there is.
+///
+/// # Kernel
+/// `bpf_check_tail_call`
+fn claim_prog_arrays<'a>(
+    insns: &[Insn],
+    maps: &'a [MapRef],
+    owner: &Owner,
+) -> Result<(), (&'a MapRef, OwnerError)> {
+    let is_map =
+        |insn: &&Insn| insn.is_ld_imm64() && insn.src.index() == usize::from(pseudo::MAP_IDX);
+    insns
+        .iter()
+        .filter(is_map)
+        .filter_map(|insn| maps.get(insn.imm as usize))
+        .try_for_each(|map| map.claim_owner(owner).map_err(|error| (map, error)))
+}
+
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Program({:?}, {})", self.0.name, self.0.prog_type)
+        write!(f, "Program({:?}, {})", self.name(), self.prog_type())
     }
 }
 

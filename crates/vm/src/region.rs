@@ -1,6 +1,6 @@
 //! The memory of maps that a program may touch, found by address.
 
-use bpfarray::{Map, Memory, possible_cpus, window_base};
+use bpfarray::{Lane, MapRef, Memory, possible_cpus, window_base};
 
 use crate::fault::AccessReason;
 
@@ -15,14 +15,19 @@ struct Region {
     writable: bool,
 }
 
+/// Ranges of addresses, ascending. Those of maps never overlap.
+#[derive(Clone, Debug)]
+pub(crate) struct Ranges(Vec<Region>);
+
 /// The maps of a program, and all memory besides stack and context that it may touch. Made once, then
 /// shared by all runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Regions {
-    /// Ascending by address; ranges of maps never overlap.
-    regions: Vec<Region>,
+    ranges: Ranges,
     /// Ascending by address.
-    maps: Vec<Map>,
+    maps: Vec<MapRef>,
+    /// Those of the maps that hold maps.
+    outer: Vec<MapRef>,
     /// Base address of each CPU's window.
     windows: Vec<u64>,
 }
@@ -30,30 +35,62 @@ pub(crate) struct Regions {
 impl Regions {
     /// The memory of these maps, and the variables of each CPU. Where the address space has no room for the
     /// latter, programs that read them fault.
-    pub(crate) fn new(maps: &[Map]) -> Self {
-        let of_maps = maps.iter().flat_map(|map| map.regions());
+    pub(crate) fn new(maps: &[MapRef]) -> Self {
+        let of_maps = maps.iter().flat_map(MapRef::regions);
         let of_cpus =
             (0..possible_cpus()).map_while(|cpu| bpfarray::Region::cpu_variables(cpu).ok());
-        let mut regions: Vec<Region> = of_maps.chain(of_cpus).map(Region::from).collect();
-        regions.sort_by_key(|region| region.start);
-        // A map that is named twice is there once.
-        regions.dedup_by_key(|region| region.start);
+        let ranges = Ranges::new(of_maps.chain(of_cpus));
         let mut maps = maps.to_vec();
-        maps.sort_by_key(|map| map.addr());
+        maps.sort_by_key(MapRef::addr);
         maps.dedup_by_key(|map| map.addr());
+        let outer = maps.iter().filter(|map| map.inner_template().is_some()).cloned().collect();
         let windows = (0..possible_cpus()).map_while(|cpu| window_base(cpu).ok()).collect();
-        Self { regions, maps, windows }
+        Self { ranges, maps, outer, windows }
     }
 
     /// The map that programs know by this address.
-    pub(crate) fn map(&self, addr: u64) -> Option<&Map> {
-        let index = self.maps.binary_search_by_key(&addr, |map| map.addr()).ok()?;
-        self.maps.get(index)
+    pub(crate) fn map<'lane>(&'lane self, lane: &'lane Lane, addr: u64) -> Option<&'lane MapRef> {
+        match self.maps.binary_search_by_key(&addr, MapRef::addr) {
+            Ok(index) => self.maps.get(index),
+            Err(_) => self.inner_at(lane, addr).filter(|inner| inner.addr() == addr),
+        }
+    }
+
+    /// The inner map that an address is in.
+    fn inner_at<'lane>(&'lane self, lane: &'lane Lane, addr: u64) -> Option<&'lane MapRef> {
+        self.outer.iter().find_map(|outer| outer.inner_map_at(lane, addr))
+    }
+
+    /// The memory of the inner map that an address is in.
+    pub(crate) fn inner_ranges(&self, lane: &Lane, addr: u64) -> Option<Ranges> {
+        Some(Ranges::new(self.inner_at(lane, addr)?.regions()))
+    }
+
+    /// All memory that is the program's own, without that of inner maps.
+    #[inline]
+    pub(crate) fn ranges(&self) -> &Ranges {
+        &self.ranges
     }
 
     /// What the per-CPU move adds on a CPU.
     pub(crate) fn window(&self, cpu: u32) -> u64 {
         self.windows.get(cpu as usize).copied().unwrap_or(0)
+    }
+}
+
+impl Ranges {
+    fn new(regions: impl IntoIterator<Item = bpfarray::Region>) -> Self {
+        let mut regions: Vec<Region> = regions.into_iter().map(Region::from).collect();
+        regions.sort_by_key(|region| region.start);
+        // A map that is named twice is there once.
+        regions.dedup_by_key(|region| region.start);
+        Self(regions)
+    }
+
+    /// Whether an address is in one of them.
+    pub(crate) fn contains(&self, addr: u64) -> bool {
+        let behind = self.0.partition_point(|region| region.start <= addr);
+        behind.checked_sub(1).and_then(|at| self.0.get(at)).is_some_and(|at| at.contains(addr))
     }
 
     /// The memory and the offset in it of an access. `hint` is where the last access was found.
@@ -65,11 +102,11 @@ impl Regions {
         write: bool,
         hint: &mut usize,
     ) -> Result<(&Memory, usize), AccessReason> {
-        let region = match self.regions.get(*hint) {
+        let region = match self.0.get(*hint) {
             Some(region) if region.contains(addr) => region,
             _ => {
-                *hint = self.regions.partition_point(|region| region.start <= addr).wrapping_sub(1);
-                let region = self.regions.get(*hint).filter(|region| region.contains(addr));
+                *hint = self.0.partition_point(|region| region.start <= addr).wrapping_sub(1);
+                let region = self.0.get(*hint).filter(|region| region.contains(addr));
                 region.ok_or(AccessReason::Nowhere)?
             }
         };
@@ -122,6 +159,7 @@ impl From<bpfarray::Region> for Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bpfarray::Map;
     use bpfarray::attr::{MapAttr, MapFlags, MapType};
     use bpfarray_core::VALUE_OFFSET;
 
@@ -143,14 +181,14 @@ mod tests {
         size: usize,
         write: bool,
     ) -> Result<usize, AccessReason> {
-        regions.locate(addr, size, write, &mut 0).map(|(_, offset)| offset)
+        regions.ranges().locate(addr, size, write, &mut 0).map(|(_, offset)| offset)
     }
 
     #[test]
     fn an_access_stays_in_one_value() {
         for value_size in [12, 20, 4097] {
             let map = map(MapType::ARRAY, value_size, 3, MapFlags::empty());
-            let regions = Regions::new(std::slice::from_ref(&map));
+            let regions = Regions::new(&[map.to_ref()]);
             let value = |index| {
                 let base = map.addr() + u64::from(VALUE_OFFSET);
                 base + index * u64::from(map.layout().elem_size())
@@ -174,7 +212,7 @@ mod tests {
             (MapFlags::WRONLY_PROG, Err(AccessReason::WriteOnly), Ok(0)),
         ] {
             let map = map(MapType::ARRAY, 8, 1, flags);
-            let regions = Regions::new(std::slice::from_ref(&map));
+            let regions = Regions::new(&[map.to_ref()]);
             let addr = map.addr() + u64::from(VALUE_OFFSET);
             assert_eq!(check(&regions, addr, 8, false), read);
             assert_eq!(check(&regions, addr, 8, true), write);
@@ -184,7 +222,7 @@ mod tests {
     #[test]
     fn per_cpu_pointers_are_read_only_and_values_are_not() {
         let map = map(MapType::PERCPU_ARRAY, 8, 2, MapFlags::empty());
-        let regions = Regions::new(&[map.clone(), map.clone()]);
+        let regions = Regions::new(&[map.to_ref(), map.to_ref()]);
         let pptrs = map.addr() + u64::from(VALUE_OFFSET);
         assert!(check(&regions, pptrs + 8, 8, false).is_ok());
         assert_eq!(check(&regions, pptrs, 8, true), Err(AccessReason::ReadOnly));

@@ -131,10 +131,11 @@ impl Serialize for Elements<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let Self { view, shown } = *self;
         let mut buffer = view.buffer();
-        let mut elements = to.serialize_seq(Some(shown as usize))?;
+        let mut elements = to.serialize_seq(None)?;
         for index in 0..shown {
-            view.read(index, &mut buffer).map_err(S::Error::custom)?;
-            elements.serialize_element(&Element::new(view, &index.to_le_bytes(), &buffer))?;
+            if view.read(index, &mut buffer).map_err(S::Error::custom)? {
+                elements.serialize_element(&Element::new(view, &index.to_le_bytes(), &buffer))?;
+            }
         }
         elements.end()
     }

@@ -98,13 +98,22 @@ impl<'a> MapView<'a> {
         Self { name, map, key, value }
     }
 
-    /// How many elements are shown: the first ones, up to a limit that `all` lifts; none of a map whose
-    /// creator gave up the right to read it (`BPF_F_WRONLY`).
+    /// How many elements are shown: the first ones, up to a limit that `all` lifts; none of a map
+    /// that cannot be read.
     fn shown(&self, all: bool) -> u32 {
         let max_entries = self.map.max_entries();
         let fit = u32::try_from(SHOWN_BYTES / self.map.user_size().max(1)).unwrap_or(u32::MAX);
         let shown = if all { max_entries } else { fit.min(max_entries) };
-        if shown == 0 || self.read(0, &mut self.buffer()).is_ok() { shown } else { 0 }
+        if self.is_readable() { shown } else { 0 }
+    }
+
+    /// Whether elements can be read, which those of some types cannot, nor those of a map whose creator gave
+    /// up the right to (`BPF_F_WRONLY`).
+    fn is_readable(&self) -> bool {
+        !matches!(
+            self.map.lookup_elem(0, &mut [], 0),
+            Err(LookupError::Unsupported | LookupError::NotReadable)
+        )
     }
 
     /// Room for one element, for all CPUs if it is of a per-CPU map.
@@ -112,8 +121,12 @@ impl<'a> MapView<'a> {
         vec![0; self.map.user_size() as usize]
     }
 
-    fn read(&self, index: u32, buffer: &mut [u8]) -> Result<(), LookupError> {
-        self.map.lookup_elem(index, buffer, 0)
+    /// Reads an element; gives `false` for a slot that is empty.
+    fn read(&self, index: u32, buffer: &mut [u8]) -> Result<bool, LookupError> {
+        match self.map.lookup_elem(index, buffer, 0) {
+            Err(LookupError::NoEntry { .. }) => Ok(false),
+            read => read.map(|()| true),
+        }
     }
 
     fn is_percpu(&self) -> bool {

@@ -51,7 +51,7 @@ fn write_map(out: &mut dyn Write, view: &MapView<'_>, all: bool) -> io::Result<(
     let mut buffer = view.buffer();
     let shown = view.shown(all);
     if shown > 0
-        && view.read(0, &mut buffer).is_ok()
+        && matches!(view.read(0, &mut buffer), Ok(true))
         && let Some(Shape::Vars(vars)) = view.value.map(|ty| ty.value(&buffer).shape())
     {
         return variables(vars).write(out);
@@ -65,7 +65,9 @@ fn write_map(out: &mut dyn Write, view: &MapView<'_>, all: bool) -> io::Result<(
     }
     match map.max_entries() - shown {
         0 => Ok(()),
-        hidden if all => writeln!(out, "  … {} cannot be read", plural(hidden, "element")),
+        hidden if all || !view.is_readable() => {
+            writeln!(out, "  … {} cannot be read", plural(hidden, "element"))
+        }
         hidden => writeln!(out, "  … {} (--all shows them)", plural(hidden, "further element")),
     }
 }
@@ -91,8 +93,8 @@ fn elements_table(view: &MapView<'_>, shown: u32, all: bool) -> (Table, u32) {
     let mut buffer = view.buffer();
     let mut zero = 0;
     for index in 0..shown {
-        if view.read(index, &mut buffer).is_err() {
-            break;
+        if !matches!(view.read(index, &mut buffer), Ok(true)) {
+            continue;
         }
         if !all && is_zero(&buffer) {
             zero += 1;

@@ -14,6 +14,7 @@ pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::MAP_DELETE_ELEM, delete_elem),
     (helper_id::MAP_LOOKUP_PERCPU_ELEM, lookup_percpu_elem),
     (helper_id::FOR_EACH_MAP_ELEM, for_each_map_elem),
+    (helper_id::CURRENT_TASK_UNDER_CGROUP, current_task_under_cgroup),
 ];
 
 fn read_index(machine: &mut Machine<'_>, addr: u64) -> Result<u32, HelperError> {
@@ -82,4 +83,12 @@ fn for_each_map_elem(
         }
     }
     Ok(calls)
+}
+
+fn current_task_under_cgroup(
+    machine: &mut Machine<'_>,
+    [map, index, ..]: [u64; 5],
+) -> Result<u64, HelperError> {
+    let under = machine.map(map)?.current_task_under_cgroup(machine.lane(), index as u32);
+    Ok(under.map_or_else(|error| error.errno().to_return(), u64::from))
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use bpfarray_core::helper_id;
 use bpfarray_core::insn::{ADDR_PERCPU, Insn, X, alu, atomic, class, jmp, mode, pseudo, size};
 
 /// What the main loop executes. `K` takes the immediate as its second operand, `X` a register.
@@ -28,7 +29,7 @@ pub(super) enum OpCode {
     St8, St16, St32, St64, Stx8, Stx16, Stx32, Stx64,
     Atomic8, Atomic16, Atomic32, Atomic64,
     LdAbs8, LdAbs16, LdAbs32, LdInd8, LdInd16, LdInd32,
-    CallHelper, CallFunction, Exit, LdImm64,
+    CallHelper, CallFunction, TailCall, Exit, LdImm64,
     /// No such instruction; the immediate is its opcode.
     Illegal,
     /// Behind the last instruction.
@@ -231,6 +232,7 @@ fn decode_jump(insn: Insn) -> Option<OpCode> {
         jmp::JA => OpCode::Ja,
         jmp::JCOND if is_64 => OpCode::MayGoto,
         jmp::EXIT if is_64 => OpCode::Exit,
+        jmp::CALL if insn == Insn::call(helper_id::TAIL_CALL) => OpCode::TailCall,
         jmp::CALL if insn.is_helper_call() => OpCode::CallHelper,
         jmp::CALL if insn.is_pseudo_call() => OpCode::CallFunction,
         _ => return None,

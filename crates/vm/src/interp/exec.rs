@@ -14,14 +14,15 @@ use crate::fault::{Fault, FaultKind};
 pub(crate) const MAX_LOOPS: u32 = 1 << 23;
 
 const R0: usize = 0;
+const R1: usize = 1;
 const R6: usize = 6;
 const R9: usize = 9;
 const R10: usize = 10;
 
-impl Machine<'_> {
+impl<'e> Machine<'e> {
     /// Runs a function until it returns, and gives its r0.
     pub(super) fn exec(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
-        let ops = self.code.ops();
+        let mut ops = self.running.code.ops();
         let base = self.depth;
         let mut pc = entry;
         let mut regs = [0_u64; 16];
@@ -32,7 +33,7 @@ impl Machine<'_> {
             ($result:expr) => {
                 match $result {
                     Ok(value) => value,
-                    Err(kind) => return Err(Fault { insn: pc, kind: kind.into() }),
+                    Err(kind) => return Err(self.fault(pc, kind.into())),
                 }
             };
         }
@@ -40,7 +41,7 @@ impl Machine<'_> {
 
         loop {
             let Some(op) = ops.get(pc) else {
-                return Err(Fault { insn: pc, kind: FaultKind::PastEnd });
+                return Err(self.fault(pc, FaultKind::PastEnd));
             };
             let (dst, src) = (op.dst().index(), op.src().index());
 
@@ -119,6 +120,7 @@ impl Machine<'_> {
                     }
                     regs[R6..=R9].copy_from_slice(&frame.saved);
                     regs[R10] = self.frame_top();
+                    ops = self.running.code.ops();
                     pc = frame.resume;
                     continue;
                 }};
@@ -286,10 +288,21 @@ impl Machine<'_> {
                     let [.., a, b, c, d, _, _, _, _, _, _] = regs;
                     let entry = op.target as usize;
                     let (resume, saved) = (pc + 1, [a, b, c, d]);
-                    let frame = Frame { entry, resume, saved, may_goto: MAX_LOOPS };
+                    let frame = Frame { entry, resume, saved, may_goto: MAX_LOOPS, caller: None };
                     regs[R10] = at_pc!(self.push(frame));
                     pc = entry;
                     continue;
+                }
+                OpCode::TailCall => {
+                    let [_, args @ .., _, _, _, _, _, _, _, _, _, _] = regs;
+                    at_pc!(self.burn(pc.saturating_sub(self.entry()) as u64 + 1));
+                    if at_pc!(self.tail_call(args)) {
+                        regs = [0; 16];
+                        (regs[R1], regs[R10]) = (args[0], self.frame_top());
+                        ops = self.running.code.ops();
+                        pc = 0;
+                        continue;
+                    }
                 }
                 OpCode::Exit => exit!(),
                 OpCode::Illegal => at_pc!(Err(FaultKind::IllegalOpcode(op.imm as u8))),
@@ -297,6 +310,11 @@ impl Machine<'_> {
             }
             pc += 1;
         }
+    }
+
+    #[cold]
+    fn fault(&self, insn: usize, kind: FaultKind) -> Fault {
+        Fault { program: self.other_program(), insn, kind }
     }
 
     /// Whether `may_goto` stays in its loop.
@@ -308,7 +326,7 @@ impl Machine<'_> {
     }
 
     fn call_helper(&mut self, id: u32, args: [u64; 5]) -> Result<u64, FaultKind> {
-        let environment = self.environment;
+        let environment = self.running.environment;
         let helper = environment.helpers.get(id).ok_or(FaultKind::UnknownHelper(id))?;
         helper.call(self, args).map_err(|error| FaultKind::helper(helper.name(), &args, error))
     }

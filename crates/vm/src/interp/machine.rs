@@ -1,15 +1,19 @@
 //! A running program: its memory, as instructions and helpers reach it.
 
-use bpfarray::{AtomicError, Lane, Map, Memory};
+use std::sync::Arc;
+
+use bpfarray::{AtomicError, Lane, MapRef, Memory};
 
 use super::stack::{MAX_FRAMES, Stack};
-use super::{Code, Environment};
+use super::{Code, Environment, MAX_LOOPS};
 use crate::context::Context;
 use crate::fault::{AccessError, AccessReason, FaultKind, HelperError};
+use crate::program::Program;
+use crate::region::Ranges;
 
 /// What a function needs to have back when one that it called returns.
 #[derive(Copy, Clone, Default)]
-pub(super) struct Frame {
+pub(super) struct Frame<'e> {
     /// The function's first instruction.
     pub(super) entry: usize,
     /// Where the caller goes on.
@@ -18,6 +22,15 @@ pub(super) struct Frame {
     pub(super) saved: [u64; 4],
     /// How often `may_goto` stays in its loop.
     pub(super) may_goto: u32,
+    /// What the caller runs, if a tail call has put another program into this frame.
+    pub(super) caller: Option<Running<'e>>,
+}
+
+/// A program and what it runs with.
+#[derive(Copy, Clone)]
+pub(crate) struct Running<'e> {
+    pub(crate) code: &'e Code,
+    pub(crate) environment: &'e Environment,
 }
 
 /// A program that is running, as the helpers see it that it calls.
@@ -25,17 +38,22 @@ pub(super) struct Frame {
 /// Addresses that helpers get as arguments are just numbers. [`Machine::read`] and [`Machine::write`]
 /// check that the program may touch what is there.
 pub struct Machine<'e> {
-    pub(super) code: &'e Code,
-    pub(super) environment: &'e Environment,
+    pub(super) running: Running<'e>,
+    /// What the host runs.
+    entered: &'e Environment,
     context: &'e mut Context,
     lane: &'e Lane,
     stack: Stack,
-    pub(super) frames: [Frame; MAX_FRAMES],
+    pub(super) frames: [Frame<'e>; MAX_FRAMES],
     /// How many frames are in use.
     pub(super) depth: usize,
     fuel: u64,
     /// Where among the regions the last access was.
     hint: usize,
+    /// The memory of the inner map that was accessed last, where the last access there was.
+    inner: Option<(Ranges, usize)>,
+    /// Tail calls that were made.
+    tail_calls: u32,
 }
 
 impl<'e> Machine<'e> {
@@ -47,8 +65,8 @@ impl<'e> Machine<'e> {
         stack: Stack,
     ) -> Self {
         Self {
-            code,
-            environment,
+            running: Running { code, environment },
+            entered: environment,
             context,
             lane,
             stack,
@@ -56,6 +74,8 @@ impl<'e> Machine<'e> {
             depth: 0,
             fuel: environment.fuel,
             hint: 0,
+            inner: None,
+            tail_calls: 0,
         }
     }
 
@@ -65,7 +85,7 @@ impl<'e> Machine<'e> {
 
     /// Takes a frame of zeroes into use and gives its top, the new r10.
     #[inline]
-    pub(super) fn push(&mut self, frame: Frame) -> Result<u64, FaultKind> {
+    pub(super) fn push(&mut self, frame: Frame<'e>) -> Result<u64, FaultKind> {
         let slot = self.frames.get_mut(self.depth).ok_or(FaultKind::CallDepth)?;
         *slot = frame;
         self.depth += 1;
@@ -75,10 +95,45 @@ impl<'e> Machine<'e> {
 
     /// Takes the last frame out of use.
     #[inline]
-    pub(super) fn pop(&mut self) -> Frame {
+    pub(super) fn pop(&mut self) -> Frame<'e> {
         self.depth -= 1;
         self.stack.pop();
-        self.frames[self.depth]
+        let frame = self.frames[self.depth];
+        if let Some(caller) = frame.caller {
+            self.run(caller);
+        }
+        frame
+    }
+
+    fn run(&mut self, program: Running<'e>) {
+        self.running = program;
+        (self.hint, self.inner) = (0, None);
+    }
+
+    /// Puts the program of a tail call into the running function's frame, if there is one to go to.
+    ///
+    /// # Kernel
+    /// `bpf_tail_call`
+    pub(super) fn tail_call(&mut self, args: [u64; 5]) -> Result<bool, FaultKind> {
+        let [ctx, map, index, ..] = args;
+        let map = self
+            .context(ctx)
+            .map(drop)
+            .and_then(|()| self.map(map))
+            .map_err(|error| FaultKind::helper(&"bpf_tail_call".into(), &args, error))?;
+        let target = map.tail_call(self.lane, index, self.tail_calls);
+        let Some(program) = target.and_then(|program| program.downcast_ref::<Program>()) else {
+            return Ok(false);
+        };
+        self.tail_calls += 1;
+        let caller = self.running;
+        let frame = self.pop();
+        // A frame that was taken over once still returns to the program it was made for.
+        let caller = Some(frame.caller.unwrap_or(caller));
+        self.run(program.running());
+        let frame = Frame { entry: 0, may_goto: MAX_LOOPS, caller, ..frame };
+        self.push(frame)?;
+        Ok(true)
     }
 
     /// r10 of the running function.
@@ -94,9 +149,20 @@ impl<'e> Machine<'e> {
         Ok(())
     }
 
+    /// First instruction of the running function.
+    pub(super) fn entry(&self) -> usize {
+        self.frames[self.depth - 1].entry
+    }
+
+    /// Name of the running program, if it is not the one that the host runs.
+    pub(super) fn other_program(&self) -> Option<Arc<str>> {
+        let environment = self.running.environment;
+        (!std::ptr::eq(environment, self.entered)).then(|| Arc::clone(&environment.name))
+    }
+
     /// What the per-CPU move adds.
     pub(super) fn percpu_base(&self) -> u64 {
-        self.environment.regions.window(self.lane.cpu())
+        self.running.environment.regions.window(self.lane.cpu())
     }
 
     #[inline(always)]
@@ -170,7 +236,17 @@ impl<'e> Machine<'e> {
         if let Some(located) = self.context.buffer().locate(addr, size, write) {
             return located.map(|at| (self.context.buffer().memory(), at));
         }
-        self.environment.regions.locate(addr, size, write, &mut self.hint)
+        let regions = &self.running.environment.regions;
+        match regions.ranges().locate(addr, size, write, &mut self.hint) {
+            Err(AccessReason::Nowhere) => {}
+            located => return located,
+        }
+        // An inner map is likely to be the one of the last access.
+        if !self.inner.as_ref().is_some_and(|(ranges, _)| ranges.contains(addr)) {
+            self.inner = regions.inner_ranges(self.lane, addr).map(|ranges| (ranges, 0));
+        }
+        let (ranges, hint) = self.inner.as_mut().ok_or(AccessReason::Nowhere)?;
+        ranges.locate(addr, size, write, hint)
     }
 
     /// Reads bytes of the program's memory.
@@ -251,8 +327,8 @@ impl<'e> Machine<'e> {
     ///
     /// # Errors
     /// [`HelperError::NotAMap`] if it is not the address of one of the program's maps.
-    pub fn map(&self, addr: u64) -> Result<&'e Map, HelperError> {
-        self.environment.regions.map(addr).ok_or(HelperError::NotAMap(addr))
+    pub fn map(&self, addr: u64) -> Result<&'e MapRef, HelperError> {
+        self.running.environment.regions.map(self.lane, addr).ok_or(HelperError::NotAMap(addr))
     }
 
     /// The lane the program runs in.
@@ -262,7 +338,7 @@ impl<'e> Machine<'e> {
 
     /// Writes text where [`HelperSet::set_trace`](crate::helper::HelperSet::set_trace) wants it.
     pub fn trace(&self, text: &str) {
-        self.environment.helpers.trace(text);
+        self.running.environment.helpers.trace(text);
     }
 
     /// Checks that an argument is the context, and gives it.
@@ -279,7 +355,8 @@ impl<'e> Machine<'e> {
     /// [`HelperError::NotAFunction`]; [`HelperError::Callback`] when the function faults, which a helper
     /// hands on.
     pub fn call(&mut self, function: u64, args: [u64; 5]) -> Result<u64, HelperError> {
-        let entry = self.code.function(function).ok_or(HelperError::NotAFunction(function))?;
+        let entry =
+            self.running.code.function(function).ok_or(HelperError::NotAFunction(function))?;
         let depth = self.depth;
         self.exec(entry, args).map_err(|fault| {
             while self.depth > depth {

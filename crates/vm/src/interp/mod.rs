@@ -13,11 +13,12 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
-use bpfarray::{Lane, Map};
+use bpfarray::{Lane, MapRef};
 
 pub(crate) use code::Code;
 pub(crate) use exec::MAX_LOOPS;
 pub use machine::Machine;
+pub(crate) use machine::Running;
 use stack::Stack;
 
 use crate::context::Context;
@@ -31,6 +32,8 @@ pub const DEFAULT_FUEL: u64 = 1 << 32;
 /// What a program runs with: its maps, its helpers and its fuel. Made once, then shared by all runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Environment {
+    /// Name of the program.
+    name: Arc<str>,
     regions: Regions,
     helpers: Arc<HelperSet>,
     fuel: u64,
@@ -38,9 +41,9 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// An environment with these maps and helpers, and [`DEFAULT_FUEL`].
-    pub(crate) fn new(maps: &[Map], helpers: &Arc<HelperSet>) -> Self {
+    pub(crate) fn new(name: &str, maps: &[MapRef], helpers: &Arc<HelperSet>) -> Self {
         let regions = Regions::new(maps);
-        Self { regions, helpers: Arc::clone(helpers), fuel: DEFAULT_FUEL }
+        Self { name: name.into(), regions, helpers: Arc::clone(helpers), fuel: DEFAULT_FUEL }
     }
 
     /// The same environment, where a run may take about `fuel` instructions.
@@ -67,7 +70,8 @@ pub(crate) fn run(
     context: &mut Context,
 ) -> Result<u64, Fault> {
     let lane = Lane::enter();
-    let stack = Stack::take().map_err(|_| Fault { insn: 0, kind: FaultKind::NoStack })?;
+    let stack =
+        Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
     let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
     let mut machine = Machine::new(code, environment, context, &lane, stack);
     let result = machine.exec(0, args);

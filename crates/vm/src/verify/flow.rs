@@ -11,15 +11,15 @@ use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, mode, pseudo, size};
 use bpfarray_core::map::Kind as MapKind;
 
 use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target};
-use super::{Environment, Fact, VerifyError, VerifyErrorKind as Kind};
+use super::{Environment, Fact, KnownMap, VerifyError, VerifyErrorKind as Kind};
 use crate::context::{CtxAccess, convert_ctx_access};
 
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum Value {
     Unknown,
     Const(u64),
-    /// The address of a map, by its index.
-    Map(u32),
+    /// The address of a map; for an inner one, perhaps 0.
+    Map(KnownMap),
     /// The program's context.
     Ctx,
     /// The entry of a function, by instruction.
@@ -185,7 +185,7 @@ impl Analysis<'_> {
 
     fn load_imm64(&self, at: usize, insn: Insn) -> Value {
         match insn.src.index() as u8 {
-            pseudo::MAP_IDX => Value::Map(insn.imm as u32),
+            pseudo::MAP_IDX => Value::Map(KnownMap::Listed(insn.imm as u32)),
             pseudo::FUNC => match function_target(at, insn) {
                 Some(target) => Value::Function(target as usize),
                 None => Value::Unknown,
@@ -256,15 +256,15 @@ impl Analysis<'_> {
 
     fn call_helper(&mut self, insn: Insn, state: &mut State) -> Result<Fact, Kind> {
         let helper = insn.imm as u32;
-        let map = match state.get(Reg::R1) {
-            Value::Map(map) => Some(map),
+        let known = |reg| match state.get(reg) {
+            Value::Map(map) => map.layout(self.env.maps).map(|layout| (map, layout.kind())),
             _ => None,
         };
-        if let Some(map) = map.and_then(|map| self.env.maps.get(map as usize)) {
-            let kind = map.layout().kind();
-            if helper == helper_id::MAP_LOOKUP_PERCPU_ELEM && kind != MapKind::PercpuArray {
-                return Err(Kind::MapKind { helper, map: map.name().to_string(), kind });
-            }
+        let map = known(if helper == helper_id::TAIL_CALL { Reg::R2 } else { Reg::R1 });
+        if let Some((map, kind)) = map
+            && !takes_map(helper, kind)
+        {
+            return Err(Kind::MapKind { helper, map: map.name(self.env.maps), kind });
         }
         self.call_callbacks(helper, state);
         let plain_loop = helper == helper_id::LOOP
@@ -280,8 +280,14 @@ impl Analysis<'_> {
             state.overwrite(at, len);
         }
         state.clobber_caller_saved();
-        Ok(match map {
-            Some(map) if helper == helper_id::MAP_LOOKUP_ELEM => Fact::Lookup { map },
+        Ok(match (helper, map) {
+            (helper_id::MAP_LOOKUP_ELEM, Some((map, kind))) => {
+                if let (KnownMap::Listed(outer), MapKind::ArrayOfMaps) = (map, kind) {
+                    state.set(Reg::R0, Value::Map(KnownMap::Inner(outer)));
+                }
+                Fact::Lookup(map)
+            }
+            (helper_id::TAIL_CALL, Some((KnownMap::Listed(map), _))) => Fact::TailCall { map },
             _ if plain_loop => Fact::Loop,
             _ => Fact::None,
         })
@@ -330,6 +336,25 @@ fn alu64(insn: Insn, state: &State) -> Value {
         }
         (alu::ADD, Value::Const(a), Value::Const(b)) => Value::Const(a.wrapping_add(b)),
         _ => Value::Unknown,
+    }
+}
+
+/// Whether a helper that takes maps takes those of this kind; helpers of hosts take any.
+///
+/// # Kernel
+/// `check_map_func_compatibility`
+fn takes_map(helper: u32, kind: MapKind) -> bool {
+    match helper {
+        helper_id::MAP_LOOKUP_ELEM => {
+            matches!(kind, MapKind::Array | MapKind::PercpuArray | MapKind::ArrayOfMaps)
+        }
+        helper_id::MAP_UPDATE_ELEM | helper_id::MAP_DELETE_ELEM | helper_id::FOR_EACH_MAP_ELEM => {
+            matches!(kind, MapKind::Array | MapKind::PercpuArray)
+        }
+        helper_id::MAP_LOOKUP_PERCPU_ELEM => kind == MapKind::PercpuArray,
+        helper_id::TAIL_CALL => kind == MapKind::ProgArray,
+        helper_id::CURRENT_TASK_UNDER_CGROUP => kind == MapKind::CgroupArray,
+        _ => true,
     }
 }
 

@@ -9,10 +9,10 @@ mod structure;
 
 pub(crate) use structure::{function_target, jump_target};
 
-use bpfarray::Map;
+use bpfarray::MapRef;
 use bpfarray_core::map::Kind;
 use bpfarray_core::map::array::DirectValueError;
-use bpfarray_core::{Errno, insn::Insn};
+use bpfarray_core::{Errno, Layout, helper_id, insn::Insn};
 
 use crate::context::CtxAccess;
 use crate::helper::HelperSet;
@@ -22,7 +22,7 @@ use crate::prog_type::ProgType;
 pub(crate) struct Environment<'a> {
     pub(crate) prog_type: ProgType,
     /// The maps that `MAP_IDX` immediates index.
-    pub(crate) maps: &'a [Map],
+    pub(crate) maps: &'a [MapRef],
     pub(crate) helpers: &'a HelperSet,
 }
 
@@ -39,7 +39,9 @@ pub(crate) enum Fact {
     /// Nothing.
     None,
     /// A lookup in this map, on every path.
-    Lookup {
+    Lookup(KnownMap),
+    /// A tail call through this map, on every path.
+    TailCall {
         /// Index into the program's maps.
         map: u32,
     },
@@ -47,6 +49,34 @@ pub(crate) enum Fact {
     Loop,
     /// An access to the program's context.
     Ctx(CtxAccess),
+}
+
+/// A map that the analysis knows.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum KnownMap {
+    /// The one with this index in the program's list.
+    Listed(u32),
+    /// One from the slots of the ARRAY_OF_MAPS with this index, of which the template tells the shape.
+    Inner(u32),
+}
+
+impl KnownMap {
+    /// The sizes that all maps which it can be have in common.
+    pub(crate) fn layout(self, maps: &[MapRef]) -> Option<&Layout> {
+        match self {
+            Self::Listed(map) => maps.get(map as usize).map(MapRef::layout),
+            Self::Inner(outer) => maps.get(outer as usize).and_then(MapRef::inner_template),
+        }
+    }
+
+    /// What people call it.
+    fn name(self, maps: &[MapRef]) -> String {
+        let name = |map: u32| maps.get(map as usize).map(MapRef::name).unwrap_or_default();
+        match self {
+            Self::Listed(map) => name(map).to_owned(),
+            Self::Inner(outer) => format!("{}[]", name(outer)),
+        }
+    }
 }
 
 /// A program that can never be right.
@@ -151,6 +181,9 @@ impl VerifyError {
         match &self.kind {
             VerifyErrorKind::Length(_) => Errno::E2BIG,
             VerifyErrorKind::DirectValue { error, .. } => error.errno(),
+            VerifyErrorKind::MapKind { helper: helper_id::FOR_EACH_MAP_ELEM, .. } => {
+                Errno::ENOTSUPP
+            }
             VerifyErrorKind::FramePointer | VerifyErrorKind::CtxAccess { .. } => Errno::EACCES,
             _ => Errno::EINVAL,
         }
@@ -173,18 +206,18 @@ pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified
 
 #[cfg(test)]
 mod tests {
+    use bpfarray::Map;
     use bpfarray_core::attr::{MapAttr, MapType};
-    use bpfarray_core::helper_id;
     use bpfarray_core::insn::{Reg, alu, class, jmp, mode, pseudo, size};
 
     use super::*;
 
     const LOOKUP: Insn = Insn::call(helper_id::MAP_LOOKUP_ELEM);
 
-    fn map(map_type: MapType) -> Map {
+    fn map(map_type: MapType) -> MapRef {
         let attr =
             MapAttr { map_type, key_size: 4, value_size: 8, max_entries: 5, ..MapAttr::default() };
-        Map::create(&attr).unwrap()
+        Map::create(&attr).unwrap().to_ref()
     }
 
     /// Verifies an XDP program with maps ARRAY, PERCPU_ARRAY, ARRAY.
@@ -218,7 +251,7 @@ mod tests {
             LOOKUP,
             Insn::exit(),
         ]);
-        assert_eq!(verified.unwrap().facts[7], Fact::Lookup { map: 1 });
+        assert_eq!(verified.unwrap().facts[7], Fact::Lookup(KnownMap::Listed(1)));
     }
 
     #[test]
@@ -252,7 +285,7 @@ mod tests {
             ])
         };
         assert_eq!(two_paths([lo2, hi2]).unwrap().facts[5], Fact::None);
-        assert_eq!(two_paths([lo0, hi0]).unwrap().facts[5], Fact::Lookup { map: 0 });
+        assert_eq!(two_paths([lo0, hi0]).unwrap().facts[5], Fact::Lookup(KnownMap::Listed(0)));
     }
 
     #[test]
@@ -271,7 +304,7 @@ mod tests {
             Insn::mov64_imm(Reg::R0, 0),
             Insn::exit(),
         ]);
-        assert_eq!(verified.unwrap().facts[7], Fact::Lookup { map: 2 });
+        assert_eq!(verified.unwrap().facts[7], Fact::Lookup(KnownMap::Listed(2)));
     }
 
     #[test]
@@ -302,8 +335,8 @@ mod tests {
 
     #[test]
     fn unknown_helpers_and_kfuncs_are_refused_by_name() {
-        let error = check(&[Insn::call(12), Insn::exit()]).map(drop).unwrap_err();
-        assert_eq!(error.to_string(), "instruction 0: unknown helper bpf_tail_call#12");
+        let error = check(&[Insn::call(4), Insn::exit()]).map(drop).unwrap_err();
+        assert_eq!(error.to_string(), "instruction 0: unknown helper bpf_probe_read#4");
         let kfunc = Insn::new(class::JMP | jmp::CALL, Reg::R0, Reg::new(2), 0, 77);
         assert_eq!(refusal(&[kfunc, Insn::exit()]), (0, VerifyErrorKind::Kfunc));
     }

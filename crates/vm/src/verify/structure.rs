@@ -1,5 +1,6 @@
 //! The form of a program: opcodes, fields, registers, jumps and the bounds of functions.
 
+use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, jmp, mode, pseudo, size};
 use bpfarray_core::map::array;
 
@@ -177,7 +178,8 @@ fn check_jump(insn: Insn, env: &Environment<'_>) -> Result<(), Kind> {
             reserved(insn, insn.dst == r0 && insn.off == 0)?;
             let id = insn.imm as u32;
             match insn.src.index() as u8 {
-                0 if id == POISON_HELPER || env.helpers.contains(id) => Ok(()),
+                0 if matches!(id, POISON_HELPER | helper_id::TAIL_CALL) => Ok(()),
+                0 if env.helpers.contains(id) => Ok(()),
                 0 => Err(Kind::Helper(id)),
                 pseudo::CALL => Ok(()),
                 pseudo::KFUNC_CALL => Err(Kind::Kfunc),

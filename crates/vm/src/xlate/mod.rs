@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use bpfarray::{CPU_NUMBER_OFFSET, Map};
+use bpfarray::{CPU_NUMBER_OFFSET, MapRef};
 use bpfarray_core::gen_lookup::InlinedLookup;
 use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo, size};
 use bpfarray_core::{Errno, VALUE_OFFSET, helper_id, map};
@@ -42,6 +42,7 @@ enum Replacement {
     Lookup(InlinedLookup),
     CpuNumber([Insn; 3]),
     Loop([Insn; 4]),
+    TailCall([Insn; 3]),
 }
 
 impl Replacement {
@@ -52,6 +53,7 @@ impl Replacement {
             Self::Lookup(code) => code,
             Self::CpuNumber(code) => code,
             Self::Loop(code) => code,
+            Self::TailCall(code) => code,
         }
     }
 }
@@ -63,7 +65,7 @@ impl Replacement {
 ///
 /// # Kernel
 /// `do_misc_fixups`, `convert_ctx_accesses`
-pub(crate) fn xlate(verified: &Verified, maps: &[Map]) -> Result<Xlated, XlateError> {
+pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, XlateError> {
     let mut insns = Vec::with_capacity(verified.insns.len());
     let mut origins = Vec::with_capacity(verified.insns.len());
     let mut places = Vec::with_capacity(verified.insns.len());
@@ -81,13 +83,21 @@ pub(crate) fn xlate(verified: &Verified, maps: &[Map]) -> Result<Xlated, XlateEr
     Ok(Xlated { insns, origins })
 }
 
-fn replacement(insn: Insn, fact: Fact, maps: &[Map]) -> Replacement {
+fn replacement(insn: Insn, fact: Fact, maps: &[MapRef]) -> Replacement {
     match fact {
         Fact::Ctx(access) => Replacement::One(native_access(insn, access)),
-        Fact::Lookup { map } => maps
-            .get(map as usize)
-            .and_then(|map| map::gen_lookup(map.layout()))
+        Fact::Lookup(map) => map
+            .layout(maps)
+            .and_then(map::gen_lookup)
             .map_or(Replacement::Same, Replacement::Lookup),
+        Fact::TailCall { map } => match maps.get(map as usize).map(MapRef::layout) {
+            Some(layout) if !layout.bypass_spec_v1() => Replacement::TailCall([
+                Insn::jmp_imm(jmp::JGE, Reg::R3, layout.max_entries() as i32, 2),
+                Insn::alu32_imm(alu::AND, Reg::R3, layout.index_mask() as i32),
+                insn,
+            ]),
+            _ => Replacement::Same,
+        },
         // The test comes before the call, as in the kernel, which inlines all of such a loop: it
         // looks at 64 bits where the helper takes 32, and leaves 32 bits of the error.
         Fact::Loop => Replacement::Loop([
@@ -147,7 +157,7 @@ impl Xlated {
     }
 
     /// The instructions with the addresses of maps and values in place, ready to run.
-    pub(crate) fn link(&self, maps: &[Map]) -> Vec<Insn> {
+    pub(crate) fn link(&self, maps: &[MapRef]) -> Vec<Insn> {
         self.map_loads(maps, |kind, map, offset| {
             let addr = match kind {
                 pseudo::MAP_IDX => map.addr(),
@@ -161,7 +171,7 @@ impl Xlated {
     ///
     /// # Kernel
     /// `bpf_insn_prepare_dump`
-    pub(crate) fn dump(&self, maps: &[Map]) -> Vec<Insn> {
+    pub(crate) fn dump(&self, maps: &[MapRef]) -> Vec<Insn> {
         self.map_loads(maps, |kind, map, offset| {
             let kind = if kind == pseudo::MAP_IDX { pseudo::MAP_FD } else { pseudo::MAP_VALUE };
             (kind, u64::from(offset) << 32 | u64::from(map.id()))
@@ -169,7 +179,11 @@ impl Xlated {
     }
 
     /// A copy in which `load` says, for each load of a map or value, its new kind and immediate.
-    fn map_loads(&self, maps: &[Map], load: impl Fn(u8, &Map, u32) -> (u8, u64)) -> Vec<Insn> {
+    fn map_loads(
+        &self,
+        maps: &[MapRef],
+        load: impl Fn(u8, &MapRef, u32) -> (u8, u64),
+    ) -> Vec<Insn> {
         let mut insns = self.insns.clone();
         let mut at = 0;
         while at < insns.len() {
@@ -193,14 +207,15 @@ impl Xlated {
 
 #[cfg(test)]
 mod tests {
-    use bpfarray_core::attr::{MapAttr, MapType};
+    use bpfarray::Map;
+    use bpfarray_core::attr::{Creator, MapAttr, MapType};
 
     use super::*;
     use crate::helper::HelperSet;
     use crate::prog_type::ProgType;
     use crate::verify::{Environment, verify};
 
-    fn translate(insns: Vec<Insn>, maps: &[Map]) -> Xlated {
+    fn translate(insns: Vec<Insn>, maps: &[MapRef]) -> Xlated {
         let helpers = HelperSet::linux();
         let env = Environment { prog_type: ProgType::XDP, maps, helpers: &helpers };
         xlate(&verify(insns, &env).unwrap(), maps).unwrap()
@@ -215,7 +230,7 @@ mod tests {
             max_entries: 5,
             ..MapAttr::default()
         };
-        let maps = [Map::create(&attr).unwrap()];
+        let maps = [Map::create(&attr).unwrap().to_ref()];
         let [lo, hi] = Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0);
         let back = Insn::jmp_imm(jmp::JEQ, Reg::R0, 0, -4);
         let over = Insn::jmp_imm(jmp::JEQ, Reg::R0, 0, 4);
@@ -256,6 +271,61 @@ mod tests {
     }
 
     #[test]
+    fn tail_calls_through_masked_maps_are_guarded() {
+        let attr = MapAttr {
+            map_type: MapType::PROG_ARRAY,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 5,
+            ..MapAttr::default()
+        };
+        let [lo, hi] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::MAP_IDX), 0);
+        let call = Insn::call(helper_id::TAIL_CALL);
+        for bypass_spec_v1 in [false, true] {
+            let creator = Creator { bypass_spec_v1, ..Creator::default() };
+            let maps = [Map::create_as(&attr, &creator).unwrap().to_ref()];
+            let dump = translate(vec![lo, hi, call, Insn::exit()], &maps).dump(&maps);
+            let guard = [
+                Insn::jmp_imm(jmp::JGE, Reg::R3, 5, 2),
+                Insn::alu32_imm(alu::AND, Reg::R3, 7),
+                call,
+            ];
+            assert_eq!(dump[2..dump.len() - 1], guard[if bypass_spec_v1 { 2 } else { 0 }..]);
+        }
+    }
+
+    #[test]
+    fn lookups_in_inner_maps_are_inlined_with_the_numbers_of_the_template() {
+        let attr = MapAttr {
+            map_type: MapType::ARRAY,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 5,
+            ..MapAttr::default()
+        };
+        let inner = Map::create(&attr).unwrap();
+        let outer = MapAttr { map_type: MapType::ARRAY_OF_MAPS, value_size: 4, ..attr };
+        let outer = Map::create_with(&outer, &Creator::default(), Some(&inner)).unwrap();
+        let maps = [outer.to_ref()];
+        let [lo, hi] = Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0);
+        let lookup = Insn::call(helper_id::MAP_LOOKUP_ELEM);
+        let insns = vec![
+            lo,
+            hi,
+            lookup,
+            Insn::jmp_imm(jmp::JEQ, Reg::R0, 0, 2),
+            Insn::mov64_reg(Reg::R1, Reg::R0),
+            lookup,
+            Insn::exit(),
+        ];
+        let dump = translate(insns, &maps).dump(&maps);
+        let of_outer = map::gen_lookup(maps[0].layout()).unwrap();
+        let of_inner = map::gen_lookup(inner.layout()).unwrap();
+        assert_eq!(dump[2..2 + of_outer.len()], *of_outer);
+        assert_eq!(dump[dump.len() - 1 - of_inner.len()..dump.len() - 1], *of_inner);
+    }
+
+    #[test]
     fn a_plain_loop_is_bounded_before_the_call() {
         let [lo, hi] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::FUNC), 5);
         let with_flags = |flags| {
@@ -284,7 +354,7 @@ mod tests {
             max_entries: 5,
             ..MapAttr::default()
         };
-        let maps = [Map::create(&attr).unwrap()];
+        let maps = [Map::create(&attr).unwrap().to_ref()];
         let mut insns = vec![Insn::jmp_imm(jmp::JEQ, Reg::R1, 0, 15_000)];
         for _ in 0..5_000 {
             insns.extend(Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0));

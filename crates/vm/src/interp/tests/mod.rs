@@ -52,7 +52,9 @@ impl Case {
 
     pub(crate) fn run(&mut self) -> Result<u64, Fault> {
         let helpers = Arc::new(self.helpers.clone());
-        let environment = Environment::new(&self.maps, &helpers).with_fuel(self.fuel);
+        let environment =
+            Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
+                .with_fuel(self.fuel);
         run(&Code::new(&self.insns), &environment, &mut self.context)
     }
 }
@@ -131,8 +133,8 @@ fn eight_frames_are_all_there_are() {
         run_insns(&insns)
     };
     assert_eq!(chain(7), Ok(3));
-    assert_eq!(chain(8), Err(Fault { insn: 14, kind: FaultKind::CallDepth }));
-    let endless = Err(Fault { insn: 0, kind: FaultKind::CallDepth });
+    assert_eq!(chain(8), Err(Fault { program: None, insn: 14, kind: FaultKind::CallDepth }));
+    let endless = Err(Fault { program: None, insn: 0, kind: FaultKind::CallDepth });
     assert_eq!(run_insns(&[call_function(-1)]), endless);
 }
 
@@ -162,7 +164,7 @@ fn callbacks_count_as_frames() {
 fn an_endless_loop_runs_out_of_fuel() {
     let mut case = Case::new(&[Insn::mov64_imm(R0, 0), Insn::ja(-1)]);
     case.fuel = 1000;
-    assert_eq!(case.run(), Err(Fault { insn: 1, kind: FaultKind::OutOfFuel }));
+    assert_eq!(case.run(), Err(Fault { program: None, insn: 1, kind: FaultKind::OutOfFuel }));
 }
 
 #[test]
@@ -265,6 +267,6 @@ fn legacy_loads_end_the_function_where_there_is_no_packet_byte() {
     assert_eq!(load(mode::ABS, size::B, 59), Ok(1));
     assert_eq!(load(mode::ABS, size::B, 60), Ok(0));
     assert_eq!(load(mode::IND, size::B, -11), Ok(0));
-    let no_packet = Err(Fault { insn: 0, kind: FaultKind::NoPacket });
+    let no_packet = Err(Fault { program: None, insn: 0, kind: FaultKind::NoPacket });
     assert_eq!(run_insns(&[Insn::new(class::LD | mode::ABS, R0, R0, 0, 0)]), no_packet);
 }
