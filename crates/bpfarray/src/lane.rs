@@ -147,7 +147,7 @@ thread_local! {
 /// A claim of one CPU's lane, held by this thread until dropped.
 ///
 /// While it is held, no other thread has the same lane: what is only changed in its owner's lane
-/// needs no atomic read-modify-write. Stay in a lane shortly and don't wait for other threads
+/// needs no atomic read-modify-write. Stay in a lane only briefly and don't wait for other threads
 /// there; where more threads want lanes than there are CPUs, they wait. Entering again on the same
 /// thread gives the same lane.
 ///

@@ -9,9 +9,11 @@
 //! The owner could break the invariant by unmapping early. [`Block`] unmaps when dropped, which
 //! needs the last `Memory` on it to be gone; other owners promise the same to [`Memory::from_raw`].
 //!
-//! Accesses of different widths may overlap in time, as with any memory that programs share.
-//! Processors and LLVM define the outcome byte by byte; Rust's own documents do not speak for such
-//! memory yet.
+//! Beyond Rust's memory model is one thing: unsynchronised atomic accesses of *different sizes* to the
+//! same bytes, which programs make whenever one stores 4 bytes of a value that another reads as 8.
+//! Rust's documents leave their outcome undefined. Here each of them is one machine instruction, which the
+//! processor defines byte by byte, and LLVM, for which atomics of any size are opaque to each other, does
+//! not reason about them. `docs/soundness.md` names this among what we trust.
 #![allow(unsafe_code)]
 
 mod atomic;

@@ -147,7 +147,9 @@ impl<T: Element> PercpuArray<T> {
     /// [`UpdateError::NotWritable`], [`UpdateError::Index`].
     ///
     /// # Concurrency
-    /// Needs no atomic read-modify-write: nobody else has the lane.
+    /// Needs no atomic read-modify-write: no other thread has the lane. `change` itself is in it, so what it
+    /// does to the same element, by [`PercpuArray::add`] or otherwise, is overwritten; and if it waits
+    /// for another thread, that one must not need a lane.
     #[inline]
     pub fn update(
         &self,
@@ -183,7 +185,7 @@ impl<T: Integer> PercpuArray<T> {
     /// [`UpdateError::NotWritable`], [`UpdateError::Index`].
     ///
     /// # Concurrency
-    /// No addition is ever lost to another one, nor to a program's in its lane.
+    /// No addition is ever lost to one of another thread, nor to a program's in its lane.
     #[inline]
     pub fn add(&self, index: u32, n: T) -> Result<(), UpdateError> {
         self.update(&Lane::enter(), index, |value| wrapping_add(value, n))

@@ -1,6 +1,8 @@
 //! Synchronisation primitives, so that loom runs the same code as everybody else.
 
 use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::time::Duration;
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
@@ -19,7 +21,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waiting for another thread: a few short spins, then the processor goes to someone else.
+/// Waiting for another thread: a few short spins, then the processor goes to someone else, and when that
+/// does not help this thread sleeps, so that even one of lower priority gets to run.
 #[derive(Default)]
 pub(crate) struct Backoff {
     round: u32,
@@ -29,14 +32,15 @@ impl Backoff {
     #[cfg(not(loom))]
     pub(crate) fn wait(&mut self) {
         const SPIN_ROUNDS: u32 = 6;
-        if self.round < SPIN_ROUNDS {
-            for _ in 0..1 << self.round {
-                std::hint::spin_loop();
+        const YIELD_ROUNDS: u32 = 100;
+        match self.round {
+            round if round < SPIN_ROUNDS => {
+                (0..1 << round).for_each(|_| std::hint::spin_loop());
             }
-            self.round += 1;
-        } else {
-            std::thread::yield_now();
+            round if round < YIELD_ROUNDS => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(100)),
         }
+        self.round = self.round.saturating_add(1);
     }
 
     #[cfg(loom)]

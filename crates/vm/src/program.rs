@@ -109,8 +109,10 @@ impl Outcome {
 /// ```
 ///
 /// # Concurrency
-/// A program may run on any number of threads at once; each run enters a lane. A clone is another
-/// handle to the same program.
+/// A program may be run from any number of threads. Each run enters a lane, of which there is one for each
+/// possible CPU, so that no more programs run at the same time; others wait. A helper of the host runs in
+/// its program's lane: while it waits for another thread, that one must not need a lane. A clone is
+/// another handle to the same program.
 #[derive(Clone)]
 pub struct Program(Arc<Inner>);
 
