@@ -41,8 +41,10 @@ mod sync;
 mod window;
 
 pub use bpfarray_core::attr;
+pub use bpfarray_core::batch::{BatchError, LookupBatch, UpdateBatchError};
 pub use bpfarray_core::map::{
-    DeleteError, FreezeError, HandleMode, Kind, LookupError, NextKeyError, UpdateError,
+    DeleteError, FreezeError, HandleMode, Kind, LookupAndDeleteError, LookupError, NextKeyError,
+    UpdateError,
 };
 pub use bpfarray_core::{Errno, Layout, VALUE_OFFSET};
 pub use zerocopy;

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod attr;
+pub mod batch;
 pub mod btf;
 pub mod disasm;
 mod errno;

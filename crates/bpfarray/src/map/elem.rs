@@ -1,7 +1,8 @@
 //! Operations on elements through a handle.
 
 use bpfarray_core::map::{
-    self, DeleteError, LookupError, NextKeyError, UpdateError, array, fd_array, percpu_array,
+    self, DeleteError, LookupAndDeleteError, LookupError, NextKeyError, UpdateError, array,
+    fd_array, percpu_array,
 };
 
 use super::reference::{Contents, Event, Inner};
@@ -218,6 +219,19 @@ impl Map {
         Ok(())
     }
 
+    /// Copies and deletes an element, which no array map allows.
+    ///
+    /// # Errors
+    /// The variants of [`LookupAndDeleteError`] in their order, at last
+    /// [`LookupAndDeleteError::Unsupported`].
+    ///
+    /// # Kernel
+    /// `map_lookup_and_delete_elem`
+    #[doc(alias = "BPF_MAP_LOOKUP_AND_DELETE_ELEM")]
+    pub fn lookup_and_delete_elem(&self, flags: u64) -> Result<(), LookupAndDeleteError> {
+        map::check_lookup_and_delete(self.mode(), self.is_frozen(), flags, SPIN_LOCK)
+    }
+
     /// The index after `key`, or the first one without a key or after a key that does not exist. Slots count
     /// whether they are filled or not.
     ///
@@ -338,6 +352,19 @@ mod tests {
             assert_eq!(map.get_next_key(Some(4)), Err(NextKeyError::Last));
             assert_eq!(map.get_next_key(Some(5)), Ok(0));
         }
+    }
+
+    #[test]
+    fn nothing_is_looked_up_and_deleted_at_once() {
+        let map = create(ARRAY);
+        let errno = |map: &Map, flags| map.lookup_and_delete_elem(flags).unwrap_err().errno();
+        let read_only = map.with_mode(HandleMode::ReadOnly);
+        assert_eq!(errno(&read_only, 1), Errno::EINVAL);
+        assert_eq!(errno(&read_only, F_LOCK), Errno::EPERM);
+        assert_eq!(errno(&map, F_LOCK), Errno::EINVAL);
+        assert_eq!(errno(&map, 0), Errno::ENOTSUPP);
+        map.freeze().unwrap();
+        assert_eq!(errno(&map, 0), Errno::EPERM);
     }
 
     const OBJECT_MAPS: [MapType; 4] = [

@@ -1,6 +1,7 @@
 //! Maps with memory: what `BPF_MAP_CREATE` makes, and what a handle can do with it.
 
 mod array_of_maps;
+mod batch;
 mod elem;
 mod prog_array;
 mod reference;

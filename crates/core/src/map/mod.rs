@@ -100,11 +100,11 @@ impl HandleMode {
         }
     }
 
-    const fn can_read(self) -> bool {
+    pub(crate) const fn can_read(self) -> bool {
         !matches!(self, Self::WriteOnly)
     }
 
-    const fn can_write(self) -> bool {
+    pub(crate) const fn can_write(self) -> bool {
         !matches!(self, Self::ReadOnly)
     }
 }
@@ -244,6 +244,35 @@ impl DeleteError {
     }
 }
 
+/// Why an element cannot be read and deleted at once, which no array map allows. The variants stand in the
+/// order in which they are checked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LookupAndDeleteError {
+    /// Flags other than 0 and `F_LOCK`.
+    #[error("flags {0:#x} are not valid for a lookup")]
+    Flags(u64),
+    /// The handle may not both read and write, or the map is frozen.
+    #[error("the handle may not read and write, or the map is frozen")]
+    NotPermitted,
+    /// `F_LOCK` on values without a `bpf_spin_lock`.
+    #[error("the value has no bpf_spin_lock")]
+    NoSpinLock,
+    /// No array map can do this.
+    #[error("elements of this map type cannot be deleted by looking them up")]
+    Unsupported,
+}
+
+impl LookupAndDeleteError {
+    /// The error number `bpf(2)` reports.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::Flags(_) | Self::NoSpinLock => Errno::EINVAL,
+            Self::NotPermitted => Errno::EPERM,
+            Self::Unsupported => Errno::ENOTSUPP,
+        }
+    }
+}
+
 /// Why there is no next key.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NextKeyError {
@@ -343,6 +372,33 @@ pub const fn check_update(
 /// `map_delete_elem` in `kernel/bpf/syscall.c`
 pub const fn check_delete(mode: HandleMode, frozen: bool) -> Result<(), DeleteError> {
     if mode.can_write() && !frozen { Ok(()) } else { Err(DeleteError::NotWritable) }
+}
+
+/// Checks a handle's request to look up and delete, which no array map grants.
+///
+/// # Errors
+/// The variants of [`LookupAndDeleteError`] in their order, at last
+/// [`LookupAndDeleteError::Unsupported`].
+///
+/// # Kernel
+/// `map_lookup_and_delete_elem`
+#[doc(alias = "map_lookup_and_delete_elem")]
+pub const fn check_lookup_and_delete(
+    mode: HandleMode,
+    frozen: bool,
+    flags: u64,
+    spin_lock: bool,
+) -> Result<(), LookupAndDeleteError> {
+    if flags & !elem_flags::F_LOCK != 0 {
+        return Err(LookupAndDeleteError::Flags(flags));
+    }
+    if !mode.can_read() || !mode.can_write() || frozen {
+        return Err(LookupAndDeleteError::NotPermitted);
+    }
+    if flags & elem_flags::F_LOCK != 0 && !spin_lock {
+        return Err(LookupAndDeleteError::NoSpinLock);
+    }
+    Err(LookupAndDeleteError::Unsupported)
 }
 
 /// Checks a handle's request for the next key.
