@@ -42,6 +42,7 @@ mod window;
 
 pub use bpfarray_core::attr;
 pub use bpfarray_core::batch::{BatchError, LookupBatch, UpdateBatchError};
+pub use bpfarray_core::map::array::HashError;
 pub use bpfarray_core::map::{
     DeleteError, FreezeError, HandleMode, Kind, LookupAndDeleteError, LookupError, NextKeyError,
     UpdateError,
@@ -54,7 +55,7 @@ pub use cgroup::{Cgroup, CgroupError};
 pub use cpu::possible_cpus;
 pub use element::{Element, Integer, ShapeError};
 pub use lane::{InLane, Lane, synchronize};
-pub use map::{Map, MapRef};
+pub use map::{Map, MapInfo, MapRef};
 pub use memory::{AtomicError, Memory, OutOfBounds};
 pub use object::{EventObject, Object, ProgramObject};
 pub use percpu_array::{CpuError, PercpuArray};

@@ -3,6 +3,7 @@
 mod array_of_maps;
 mod batch;
 mod elem;
+mod info;
 mod prog_array;
 mod reference;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use bpfarray_core::attr::{CreateError, Creator, MapAttr};
 use bpfarray_core::map::{FreezeError, HandleMode};
 
+pub use self::info::MapInfo;
 pub(crate) use self::reference::Contents;
 use self::reference::Inner;
 pub use self::reference::MapRef;

@@ -164,6 +164,50 @@ pub const fn direct_value_meta(map: &Layout, value_addr: u64, addr: u64) -> Opti
     if offset < map.elem_size() as u64 { Some(offset as u32) } else { None }
 }
 
+/// Why a map has no hash. The variants stand in the order in which they are checked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum HashError {
+    /// Only an ARRAY has a hash.
+    #[error("a map of this type has no hash")]
+    MapType,
+    /// Only what can no longer change has a hash.
+    #[error("the map is not frozen")]
+    NotFrozen,
+}
+
+impl HashError {
+    /// The error number `bpf(2)` reports.
+    pub const fn errno(self) -> Errno {
+        match self {
+            Self::MapType => Errno::EINVAL,
+            Self::NotFrozen => Errno::EPERM,
+        }
+    }
+}
+
+/// Number of bytes from the first value on, padding included, of which the hash of a map is made.
+///
+/// # Errors
+/// The variants of [`HashError`] in their order.
+///
+/// # Kernel
+/// `array_map_get_hash`, with the tests its caller does
+#[doc(alias = "array_map_get_hash")]
+pub const fn hashed_len(map: &Layout, frozen: bool) -> Result<u64, HashError> {
+    match map.kind() {
+        Kind::Array => {}
+        Kind::PercpuArray
+        | Kind::ProgArray
+        | Kind::PerfEventArray
+        | Kind::CgroupArray
+        | Kind::ArrayOfMaps => return Err(HashError::MapType),
+    }
+    if !frozen {
+        return Err(HashError::NotFrozen);
+    }
+    Ok(map.max_entries() as u64 * map.elem_size() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
