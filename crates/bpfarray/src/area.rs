@@ -1,6 +1,7 @@
 //! The memory of one map.
 
 use bpfarray_core::map::Kind;
+use bpfarray_core::map::cpu_flags::Cpus;
 use bpfarray_core::{Errno, Layout, PPTR_SIZE, VALUE_OFFSET};
 
 use crate::cpu::possible_cpus;
@@ -69,5 +70,52 @@ impl Area {
     /// The `max_entries` values of each CPU; none for other maps.
     pub(crate) fn percpu(&self) -> &[Memory] {
         &self.percpu
+    }
+
+    /// Copies a per-CPU element at an offset, padded to 8 bytes for each CPU, or of one CPU.
+    pub(crate) fn read_percpu(
+        &self,
+        offset: usize,
+        cpus: Cpus,
+        values: &mut [u8],
+    ) -> Result<(), OutOfBounds> {
+        match cpus {
+            Cpus::Each => {
+                let size = values.len() / self.percpu.len().max(1);
+                let parts = values.chunks_exact_mut(size.max(1));
+                self.percpu.iter().zip(parts).try_for_each(|(cpu, part)| cpu.read(offset, part))
+            }
+            // All CPUs have no common value; the rules let no such lookup through.
+            Cpus::One(_) | Cpus::All => {
+                self.percpu_of(cpus).iter().try_for_each(|cpu| cpu.read(offset, values))
+            }
+        }
+    }
+
+    /// Replaces a per-CPU element at an offset: by `len` bytes of each CPU's part, or by one value.
+    pub(crate) fn write_percpu(
+        &self,
+        offset: usize,
+        cpus: Cpus,
+        values: &[u8],
+        len: usize,
+    ) -> Result<(), OutOfBounds> {
+        match cpus {
+            Cpus::Each => {
+                let size = values.len() / self.percpu.len().max(1);
+                let parts = values.chunks_exact(size.max(1)).map(|part| &part[..len.min(size)]);
+                self.percpu.iter().zip(parts).try_for_each(|(cpu, part)| cpu.write(offset, part))
+            }
+            Cpus::One(_) | Cpus::All => {
+                self.percpu_of(cpus).iter().try_for_each(|cpu| cpu.write(offset, values))
+            }
+        }
+    }
+
+    fn percpu_of(&self, cpus: Cpus) -> &[Memory] {
+        match cpus {
+            Cpus::Each | Cpus::All => &self.percpu,
+            Cpus::One(cpu) => self.percpu.get(cpu as usize).map_or(&[], std::slice::from_ref),
+        }
     }
 }

@@ -43,6 +43,9 @@ mod window;
 pub use bpfarray_core::attr;
 pub use bpfarray_core::batch::{BatchError, LookupBatch, UpdateBatchError};
 pub use bpfarray_core::map::array::HashError;
+pub use bpfarray_core::map::array_of_maps::InnerError;
+pub use bpfarray_core::map::cpu_flags::CpuFlagsError;
+pub use bpfarray_core::map::prog_array::{Owner, OwnerError};
 pub use bpfarray_core::map::{
     DeleteError, FreezeError, HandleMode, Kind, LookupAndDeleteError, LookupError, NextKeyError,
     UpdateError,

@@ -132,6 +132,12 @@ pub mod elem_flags {
     pub const EXIST: u64 = 2;
     /// Hold the element's `bpf_spin_lock` while copying.
     pub const F_LOCK: u64 = 4;
+    /// Only the CPU whose number is in the upper half ([`Rules::Linux7_0`](super::Rules::Linux7_0)).
+    #[doc(alias = "BPF_F_CPU")]
+    pub const F_CPU: u64 = 8;
+    /// The same value on all CPUs ([`Rules::Linux7_0`](super::Rules::Linux7_0)).
+    #[doc(alias = "BPF_F_ALL_CPUS")]
+    pub const F_ALL_CPUS: u64 = 16;
 }
 
 /// What a map is to be: the fields of `BPF_MAP_CREATE` that mean something without file descriptors.
@@ -193,12 +199,31 @@ pub struct Creator<'a> {
     pub bypass_spec_v1: bool,
     /// NUMA nodes that are online.
     pub online_nodes: &'a [u32],
+    /// By which kernel's rules elements are handled.
+    pub rules: Rules,
+}
+
+/// The kernel whose rules a map follows, where kernels differ.
+#[derive(Copy, Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Rules {
+    /// Linux 6.18.
+    #[default]
+    Linux6_18,
+    /// Linux 7.0: operations on per-CPU values can name CPUs ([`elem_flags::F_CPU`] and
+    /// [`elem_flags::F_ALL_CPUS`]), lookups judge flags after the handle's mode, and updates leave the padding of
+    /// per-CPU values alone.
+    Linux7_0,
 }
 
 impl Default for Creator<'_> {
-    /// May create maps, hardened ones, on a machine with NUMA node 0.
+    /// May create maps, hardened ones that follow Linux 6.18, on a machine with NUMA node 0.
     fn default() -> Self {
-        Self { may_create: true, bypass_spec_v1: false, online_nodes: &[0] }
+        Self {
+            may_create: true,
+            bypass_spec_v1: false,
+            online_nodes: &[0],
+            rules: Rules::Linux6_18,
+        }
     }
 }
 
@@ -355,7 +380,7 @@ impl MapAttr {
             check_template(inner.ok_or(CreateError::NoInnerMap)?)?;
         }
         Layout::new(kind, self.value_size, self.max_entries, flags, creator.bypass_spec_v1)
-            .map(|layout| layout.with_exclusive(self.excl_prog_hash.is_some()))
+            .map(|layout| layout.with(self.excl_prog_hash.is_some(), creator.rules))
             .ok_or(CreateError::TooManyEntries(self.max_entries))
     }
 

@@ -2,9 +2,10 @@
 
 use core::ops::Range;
 
-use crate::attr::elem_flags;
+use crate::attr::{Rules, elem_flags};
 use crate::errno::Errno;
 use crate::layout::Layout;
+use crate::map::cpu_flags::{CpuFlagsError, Cpus, cpus};
 use crate::map::{HandleMode, Kind, UpdateError, get_next_key};
 
 /// Why a batch is refused before its first element. The variants stand in the order in which they are
@@ -26,6 +27,9 @@ pub enum BatchError {
     /// `F_LOCK` on values without a `bpf_spin_lock`.
     #[error("the value has no bpf_spin_lock")]
     NoSpinLock,
+    /// Element flags that name no CPUs, by the rules of Linux 7.0.
+    #[error(transparent)]
+    CpuFlags(CpuFlagsError),
     /// There is not one value of [`Layout::user_size`] for each key.
     #[error("the values must have {0} bytes")]
     Buffer(u64),
@@ -38,6 +42,7 @@ impl BatchError {
             Self::NotReadable | Self::NotWritable => Errno::EPERM,
             Self::Unsupported => Errno::ENOTSUPP,
             Self::Flags(_) | Self::NoSpinLock => Errno::EINVAL,
+            Self::CpuFlags(error) => error.errno(),
             Self::Buffer(_) => Errno::EFAULT,
         }
     }
@@ -49,7 +54,8 @@ impl BatchError {
             | Self::NotWritable
             | Self::Unsupported
             | Self::Flags(_)
-            | Self::NoSpinLock => None,
+            | Self::NoSpinLock
+            | Self::CpuFlags(_) => None,
             Self::Buffer(_) => Some(0),
         }
     }
@@ -126,11 +132,11 @@ pub struct Request {
     pub keys: usize,
     /// Bytes of all values.
     pub values: u64,
-    /// Bytes of one value, [`Layout::user_size`].
-    pub value_size: u64,
+    /// Number of CPUs whose values a PERCPU_ARRAY has.
+    pub possible_cpus: u32,
 }
 
-/// Checks a batch of lookups. `spin_lock` tells whether values have a `bpf_spin_lock`.
+/// Checks a batch of lookups, and tells whose values its buffer holds. `spin_lock` tells whether values have a `bpf_spin_lock`.
 ///
 /// # Errors
 /// The variants of [`BatchError`] in their order.
@@ -139,14 +145,14 @@ pub struct Request {
 /// `bpf_map_do_batch`, `generic_map_lookup_batch`
 #[doc(alias = "generic_map_lookup_batch")]
 #[doc(alias = "bpf_map_do_batch")]
-pub fn check_lookup(map: &Layout, request: &Request, spin_lock: bool) -> Result<(), BatchError> {
+pub fn check_lookup(map: &Layout, request: &Request, spin_lock: bool) -> Result<Cpus, BatchError> {
     if !request.mode.can_read() {
         return Err(BatchError::NotReadable);
     }
-    request.check_elements(map, spin_lock)
+    request.check_elements(map, spin_lock, elem_flags::F_CPU)
 }
 
-/// Checks a batch of updates.
+/// Checks a batch of updates, and tells whose values its buffer holds.
 ///
 /// # Errors
 /// The variants of [`BatchError`] in their order.
@@ -159,11 +165,11 @@ pub fn check_update(
     request: &Request,
     frozen: bool,
     spin_lock: bool,
-) -> Result<(), BatchError> {
+) -> Result<Cpus, BatchError> {
     if !request.mode.can_write() || frozen {
         return Err(BatchError::NotWritable);
     }
-    request.check_elements(map, spin_lock)
+    request.check_elements(map, spin_lock, elem_flags::F_CPU | elem_flags::F_ALL_CPUS)
 }
 
 /// Deleting in batches is for no array map.
@@ -214,18 +220,30 @@ pub fn keys_after(map: &Layout, in_batch: Option<u32>) -> Range<u32> {
 }
 
 impl Request {
-    fn check_elements(&self, map: &Layout, spin_lock: bool) -> Result<(), BatchError> {
+    fn check_elements(
+        &self,
+        map: &Layout,
+        spin_lock: bool,
+        cpu_flags: u64,
+    ) -> Result<Cpus, BatchError> {
         if !has_batches(map.kind()) {
             return Err(BatchError::Unsupported);
         }
-        if self.elem_flags & !elem_flags::F_LOCK != 0 {
-            return Err(BatchError::Flags(self.elem_flags));
+        let flags = self.elem_flags;
+        match map.rules() {
+            Rules::Linux6_18 if flags & !elem_flags::F_LOCK != 0 => {
+                return Err(BatchError::Flags(flags));
+            }
+            Rules::Linux6_18 | Rules::Linux7_0 => {}
         }
-        if self.elem_flags & elem_flags::F_LOCK != 0 && !spin_lock {
+        if flags & elem_flags::F_LOCK != 0 && !spin_lock {
             return Err(BatchError::NoSpinLock);
         }
-        let len = (self.keys as u64).saturating_mul(self.value_size);
-        if self.values == len { Ok(()) } else { Err(BatchError::Buffer(len)) }
+        let allowed = elem_flags::F_LOCK | cpu_flags;
+        let cpus = cpus(map, flags, allowed, self.possible_cpus).map_err(BatchError::CpuFlags)?;
+        let value_size = map.user_size_of(cpus, self.possible_cpus);
+        let len = (self.keys as u64).saturating_mul(value_size);
+        if self.values == len { Ok(cpus) } else { Err(BatchError::Buffer(len)) }
     }
 }
 
@@ -246,8 +264,13 @@ mod tests {
         MapAttr { map_type, ..array }.check_with(&Creator::default(), Some(&inner)).unwrap()
     }
 
-    const REQUEST: Request =
-        Request { mode: HandleMode::ReadWrite, elem_flags: 0, keys: 2, values: 8, value_size: 4 };
+    const REQUEST: Request = Request {
+        mode: HandleMode::ReadWrite,
+        elem_flags: 0,
+        keys: 2,
+        values: 8,
+        possible_cpus: 1,
+    };
 
     #[test]
     fn modes_beat_support_support_beats_flags_and_flags_beat_buffers() {
@@ -260,21 +283,21 @@ mod tests {
         assert_eq!(lookup(&array, request), Err(Errno::EINVAL));
         assert_eq!(lookup(&array, Request { elem_flags: 4, ..request }), Err(Errno::EINVAL));
         assert_eq!(lookup(&array, Request { elem_flags: 0, ..request }), Err(Errno::EFAULT));
-        assert_eq!(lookup(&array, REQUEST), Ok(()));
+        assert_eq!(lookup(&array, REQUEST), Ok(Cpus::Each));
         let update = |request, frozen| {
             check_update(&array, &request, frozen, true).map_err(BatchError::errno)
         };
         assert_eq!(update(request, true), Err(Errno::EPERM));
         assert_eq!(update(Request { elem_flags: 1 << 32, ..REQUEST }, false), Err(Errno::EINVAL));
-        assert_eq!(update(Request { elem_flags: 4, ..REQUEST }, false), Ok(()));
+        assert_eq!(update(Request { elem_flags: 4, ..REQUEST }, false), Ok(Cpus::Each));
     }
 
     #[test]
     fn batches_are_for_values_and_maps_in_maps() {
         for (map_type, expected) in [
-            (MapType::ARRAY, Ok(())),
-            (MapType::PERCPU_ARRAY, Ok(())),
-            (MapType::ARRAY_OF_MAPS, Ok(())),
+            (MapType::ARRAY, Ok(Cpus::Each)),
+            (MapType::PERCPU_ARRAY, Err(BatchError::Buffer(16))),
+            (MapType::ARRAY_OF_MAPS, Ok(Cpus::Each)),
             (MapType::PROG_ARRAY, Err(BatchError::Unsupported)),
             (MapType::PERF_EVENT_ARRAY, Err(BatchError::Unsupported)),
             (MapType::CGROUP_ARRAY, Err(BatchError::Unsupported)),

@@ -1,7 +1,8 @@
 //! Where the elements of a map are: strides, masks, slots and sizes.
 
-use crate::attr::MapFlags;
+use crate::attr::{MapFlags, Rules};
 use crate::map::Kind;
+use crate::map::cpu_flags::Cpus;
 
 /// Bytes from a map's base address to its first value, or for a PERCPU_ARRAY to its `pptrs` table:
 /// one page, so that values can be mapped on their own. The kernel's own offset is 312.
@@ -29,6 +30,7 @@ pub struct Layout {
     map_flags: MapFlags,
     bypass_spec_v1: bool,
     exclusive: bool,
+    rules: Rules,
 }
 
 impl Layout {
@@ -53,11 +55,12 @@ impl Layout {
             map_flags: map_flags - (MapFlags::RDONLY | MapFlags::WRONLY),
             bypass_spec_v1,
             exclusive: false,
+            rules: Rules::Linux6_18,
         })
     }
 
-    pub(crate) const fn with_exclusive(self, exclusive: bool) -> Self {
-        Self { exclusive, ..self }
+    pub(crate) const fn with(self, exclusive: bool, rules: Rules) -> Self {
+        Self { exclusive, rules, ..self }
     }
 
     /// What the map is.
@@ -99,6 +102,11 @@ impl Layout {
     #[doc(alias = "excl_prog_sha")]
     pub const fn is_exclusive(&self) -> bool {
         self.exclusive
+    }
+
+    /// The kernel whose rules the map follows.
+    pub const fn rules(&self) -> Rules {
+        self.rules
     }
 
     /// Number of elements memory is set aside for: `max_entries`, or the next power of two where
@@ -151,6 +159,14 @@ impl Layout {
             | Kind::PerfEventArray
             | Kind::CgroupArray
             | Kind::ArrayOfMaps => self.value_size as u64,
+        }
+    }
+
+    /// Bytes that an operation moves whose flags name CPUs, or don't.
+    pub const fn user_size_of(&self, cpus: Cpus, possible_cpus: u32) -> u64 {
+        match cpus {
+            Cpus::Each => self.user_size(possible_cpus),
+            Cpus::One(_) | Cpus::All => self.value_size as u64,
         }
     }
 

@@ -4,6 +4,7 @@ use bpfarray_core::batch::{self, BatchError, LookupBatch, Request, UpdateBatchEr
 
 use super::reference::{Contents, Inner};
 use super::{Map, SPIN_LOCK};
+use crate::cpu::possible_cpus;
 use crate::memory::OutOfBounds;
 use crate::object::Object;
 
@@ -41,7 +42,7 @@ impl Map {
         elem_flags: u64,
     ) -> Result<LookupBatch, BatchError> {
         let request = self.request(keys.len(), values.len() as u64, elem_flags);
-        batch::check_lookup(self.layout(), &request, SPIN_LOCK)?;
+        let cpus = batch::check_lookup(self.layout(), &request, SPIN_LOCK)?;
         if keys.is_empty() {
             return Ok(LookupBatch::default());
         }
@@ -55,7 +56,8 @@ impl Map {
         for (key, index) in keys.iter_mut().zip(visited.clone()) {
             *key = index;
         }
-        let (elem_size, value_size) = (layout.elem_size() as usize, self.user_size() as usize);
+        let elem_size = layout.elem_size() as usize;
+        let value_size = layout.user_size_of(cpus, possible_cpus()) as usize;
         let (first, values) = (visited.start as usize, &mut values[..count * value_size]);
         let copied = match contents {
             Contents::Array if elem_size == value_size => {
@@ -67,10 +69,7 @@ impl Map {
             }
             Contents::PercpuArray => {
                 let mut elements = values.chunks_exact_mut(value_size).zip(first..);
-                elements.try_for_each(|(value, at)| {
-                    let mut parts = area.percpu().iter().zip(value.chunks_exact_mut(elem_size));
-                    parts.try_for_each(|(cpu, part)| cpu.read(at * elem_size, part))
-                })
+                elements.try_for_each(|(value, at)| area.read_percpu(at * elem_size, cpus, value))
             }
             Contents::Programs(_)
             | Contents::Events(_)
@@ -128,14 +127,14 @@ impl Map {
     ) -> Result<u32, UpdateBatchError> {
         let write = self.inner.gate.enter();
         let request = self.request(keys.len(), values.len() as u64, elem_flags);
-        batch::check_update(self.layout(), &request, write.frozen(), SPIN_LOCK)?;
-        let value_size = self.user_size() as usize;
+        let cpus = batch::check_update(self.layout(), &request, write.frozen(), SPIN_LOCK)?;
+        let value_size = self.layout().user_size_of(cpus, possible_cpus()) as usize;
         let mut done = 0;
         while let Some(&first) = keys.get(done) {
             let run = self.dense_run(&keys[done..]);
             let bytes = &values[done * value_size..][..run * value_size];
             let stored = if run == 1 {
-                self.store(first, bytes, elem_flags)
+                self.store(first, bytes, elem_flags, cpus)
             } else {
                 let at = first as usize * value_size;
                 self.inner.area.payload().write(at, bytes).map_err(|_| self.no_index(first))
@@ -221,7 +220,7 @@ impl Map {
     }
 
     fn request(&self, keys: usize, values: u64, elem_flags: u64) -> Request {
-        Request { mode: self.mode(), elem_flags, keys, values, value_size: self.user_size() }
+        Request { mode: self.mode(), elem_flags, keys, values, possible_cpus: possible_cpus() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Operations on elements through a handle.
 
+use bpfarray_core::attr::Rules;
+use bpfarray_core::map::cpu_flags::Cpus;
 use bpfarray_core::map::{
     self, DeleteError, LookupAndDeleteError, LookupError, NextKeyError, UpdateError, array,
     fd_array, percpu_array,
@@ -7,13 +9,16 @@ use bpfarray_core::map::{
 
 use super::reference::{Contents, Event, Inner};
 use super::{Map, MapRef, SPIN_LOCK};
+use crate::cpu::possible_cpus;
+use crate::gate::Write;
 use crate::lane::{Lane, synchronize};
 use crate::memory::OutOfBounds;
 use crate::object::Object;
 use crate::rcu;
 
 impl Map {
-    /// Copies an element into `value`, which must have [`MapRef::user_size`] bytes.
+    /// Copies an element into `value`, which must have [`MapRef::user_size`] bytes; if the flags name
+    /// CPUs, [`MapRef::value_size`] bytes.
     ///
     /// A PERCPU_ARRAY gives the values of all CPUs, one after the other, with the padding behind
     /// each; a PROG_ARRAY or ARRAY_OF_MAPS the id of what is in the slot.
@@ -26,12 +31,12 @@ impl Map {
     #[doc(alias = "BPF_MAP_LOOKUP_ELEM")]
     #[doc(alias = "bpf_percpu_array_copy")]
     pub fn lookup_elem(&self, index: u32, value: &mut [u8], flags: u64) -> Result<(), LookupError> {
-        map::check_lookup(self.mode(), flags, SPIN_LOCK)?;
         let Inner { layout, area, contents, .. } = &*self.inner;
+        let cpus = map::check_lookup(layout, self.mode(), flags, SPIN_LOCK, possible_cpus())?;
         let no_entry = LookupError::NoEntry { index, max_entries: layout.max_entries() };
         let check_len = |len: usize| {
-            let fits = len as u64 == self.user_size();
-            if fits { Ok(()) } else { Err(LookupError::Buffer(self.user_size())) }
+            let size = layout.user_size_of(cpus, possible_cpus());
+            if len as u64 == size { Ok(()) } else { Err(LookupError::Buffer(size)) }
         };
         match contents {
             Contents::Array => {
@@ -42,8 +47,7 @@ impl Map {
             Contents::PercpuArray => {
                 let offset = percpu_array::lookup_elem(layout, index).ok_or(no_entry)? as usize;
                 check_len(value.len())?;
-                let parts = value.chunks_exact_mut(layout.elem_size() as usize);
-                area.percpu().iter().zip(parts).try_for_each(|(cpu, part)| cpu.read(offset, part))
+                area.read_percpu(offset, cpus, value)
             }
             Contents::Programs(_)
             | Contents::Events(_)
@@ -73,7 +77,8 @@ impl Map {
         id.ok_or(LookupError::NoEntry { index, max_entries: self.max_entries() })
     }
 
-    /// Replaces an element by `value`, which must have [`MapRef::user_size`] bytes.
+    /// Replaces an element by `value`, which must have [`MapRef::user_size`] bytes; if the flags name
+    /// CPUs, [`MapRef::value_size`] bytes.
     ///
     /// A PERCPU_ARRAY takes the values of all CPUs, one after the other, with the padding behind
     /// each. For a map of objects the bytes would be a descriptor, of which there are none here: see
@@ -87,15 +92,27 @@ impl Map {
     #[doc(alias = "BPF_MAP_UPDATE_ELEM")]
     pub fn update_elem(&self, index: u32, value: &[u8], flags: u64) -> Result<(), UpdateError> {
         let write = self.inner.gate.enter();
-        map::check_update(self.mode(), write.frozen(), flags, SPIN_LOCK)?;
-        if value.len() as u64 != self.user_size() {
-            return Err(UpdateError::Buffer(self.user_size()));
+        let cpus = self.check_update(&write, flags)?;
+        let size = self.layout().user_size_of(cpus, possible_cpus());
+        if value.len() as u64 != size {
+            return Err(UpdateError::Buffer(size));
         }
-        self.store(index, value, flags)
+        self.store(index, value, flags, cpus)
+    }
+
+    fn check_update(&self, write: &Write<'_>, flags: u64) -> Result<Cpus, UpdateError> {
+        let frozen = write.frozen();
+        map::check_update(self.layout(), self.mode(), frozen, flags, SPIN_LOCK, possible_cpus())
     }
 
     /// Stores bytes of the right length.
-    pub(super) fn store(&self, index: u32, value: &[u8], flags: u64) -> Result<(), UpdateError> {
+    pub(super) fn store(
+        &self,
+        index: u32,
+        value: &[u8],
+        flags: u64,
+        cpus: Cpus,
+    ) -> Result<(), UpdateError> {
         let Inner { layout, area, contents, .. } = &*self.inner;
         match contents {
             Contents::Array => {
@@ -104,8 +121,11 @@ impl Map {
             }
             Contents::PercpuArray => {
                 let offset = percpu_array::update_elem(layout, index, flags)? as usize;
-                let parts = value.chunks_exact(layout.elem_size() as usize);
-                area.percpu().iter().zip(parts).try_for_each(|(cpu, part)| cpu.write(offset, part))
+                let len = match layout.rules() {
+                    Rules::Linux6_18 => layout.elem_size(),
+                    Rules::Linux7_0 => layout.value_size(),
+                };
+                area.write_percpu(offset, cpus, value, len as usize)
             }
             Contents::Programs(_)
             | Contents::Events(_)
@@ -140,7 +160,7 @@ impl Map {
         flags: u64,
     ) -> Result<(), UpdateError> {
         let write = self.inner.gate.enter();
-        map::check_update(self.mode(), write.frozen(), flags, SPIN_LOCK)?;
+        self.check_update(&write, flags)?;
         self.store_object(index, object, flags)?;
         self.wait_for_programs();
         Ok(())
@@ -270,10 +290,11 @@ impl MapRef {
 #[cfg(not(loom))]
 mod tests {
     use super::*;
-    use crate::attr::MapType;
-    use crate::attr::elem_flags::F_LOCK;
+    use crate::attr::elem_flags::{F_ALL_CPUS, F_CPU, F_LOCK};
+    use crate::attr::{Creator, MapAttr, MapFlags, MapType};
     use crate::map::testing::{ARRAY, PERCPU, create, objects};
-    use crate::{Errno, HandleMode};
+    use crate::{Cgroup, Errno, EventObject, HandleMode, UnderCgroupError};
+    use std::sync::{Arc, Weak};
 
     #[test]
     fn lookups_are_checked_in_the_kernels_order() {
@@ -423,5 +444,129 @@ mod tests {
         let values = create(ARRAY);
         let object = Object::Map(values.to_ref());
         assert_eq!(values.update_object(0, &object, 0), Err(UpdateError::ObjectKind));
+    }
+
+    /// An event of no system.
+    struct Event {
+        inherits: bool,
+    }
+
+    impl EventObject for Event {
+        fn inherits(&self) -> bool {
+            self.inherits
+        }
+    }
+
+    fn put_event(map: &Map, index: u32) -> Weak<dyn EventObject> {
+        let event: Arc<dyn EventObject> = Arc::new(Event { inherits: false });
+        let watched = Arc::downgrade(&event);
+        map.update_object(index, &Object::PerfEvent(event), 0).unwrap();
+        watched
+    }
+
+    #[test]
+    fn events_go_with_the_open_file_through_which_they_came() {
+        let map = objects(MapType::PERF_EVENT_ARRAY, 4);
+        let other = map.with_mode(HandleMode::ReadWrite);
+        let events = [put_event(&map, 0), put_event(&map, 1), put_event(&other, 2)];
+        let replaced = put_event(&map, 3);
+        put_event(&other, 3);
+        drop(map.clone());
+        let filled = |map: &MapRef| {
+            let lane = Lane::enter();
+            (0..4).map(|index| map.event(&lane, index).is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(filled(&other), [true; 4]);
+        drop(map);
+        assert_eq!(filled(&other), [false, false, true, true]);
+        assert_eq!(other.delete_elem(2), Ok(()));
+        rcu::barrier().unwrap();
+        assert!(events.iter().chain([&replaced]).all(|event| event.upgrade().is_none()));
+    }
+
+    #[test]
+    fn preserved_events_outlive_their_file() {
+        let attr = MapAttr {
+            map_type: MapType::PERF_EVENT_ARRAY,
+            value_size: 4,
+            map_flags: MapFlags::PRESERVE_ELEMS,
+            ..ARRAY
+        };
+        let map = create(attr);
+        put_event(&map, 0);
+        let reference = map.to_ref();
+        drop(map);
+        assert!(reference.event(&Lane::enter(), 0).is_some());
+    }
+
+    #[test]
+    fn an_inherited_event_is_not_supported() {
+        let map = objects(MapType::PERF_EVENT_ARRAY, 4);
+        let event = Object::PerfEvent(Arc::new(Event { inherits: true }));
+        assert_eq!(map.update_object(0, &event, 0).unwrap_err().errno(), Errno::EOPNOTSUPP);
+    }
+
+    #[test]
+    fn a_task_is_under_the_control_group_in_a_slot_or_not() {
+        let map = objects(MapType::CGROUP_ARRAY, 2);
+        let lane = Lane::enter();
+        let under =
+            |index| map.current_task_under_cgroup(&lane, index).map_err(UnderCgroupError::errno);
+        assert_eq!((under(1), under(2)), (Err(Errno::EAGAIN), Err(Errno::E2BIG)));
+        let values = create(ARRAY).current_task_under_cgroup(&lane, 0);
+        assert_eq!(values, Err(UnderCgroupError::MapType));
+        let Some(root) = crate::cgroup::tests::hierarchy() else { return };
+        let root = Object::Cgroup(Cgroup::open(root).unwrap());
+        map.update_object(1, &root, 0).unwrap();
+        assert_eq!((under(0), under(1)), (Err(Errno::EAGAIN), Ok(true)));
+        map.delete_elem(1).unwrap();
+        assert_eq!(under(1), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn newer_rules_read_and_write_the_value_of_one_cpu_or_of_all() {
+        let creator = Creator { rules: Rules::Linux7_0, ..Creator::default() };
+        let map = Map::create_as(&PERCPU, &creator).unwrap();
+        let cpus = possible_cpus();
+        let last = u64::from(cpus - 1) << 32 | F_CPU;
+        let all = |map: &Map| {
+            let mut values = vec![0; map.user_size() as usize];
+            map.lookup_elem(2, &mut values, 0).unwrap();
+            values
+        };
+        map.update_elem(2, &[5; 12], F_ALL_CPUS).unwrap();
+        map.update_elem(2, &[7; 12], last).unwrap();
+        let mut expected = [[5; 12].as_slice(), &[0; 4]].concat().repeat(cpus as usize);
+        let at = expected.len() - 16;
+        expected[at..][..12].fill(7);
+        assert_eq!(all(&map), expected);
+        let mut value = [0; 12];
+        map.lookup_elem(2, &mut value, last).unwrap();
+        assert_eq!(value, [7; 12]);
+
+        map.update_elem(2, &vec![9; map.user_size() as usize], 0).unwrap();
+        let without_padding = [[9; 12].as_slice(), &[0; 4]].concat().repeat(cpus as usize);
+        assert_eq!(all(&map), without_padding);
+
+        let past = u64::from(cpus) << 32 | F_CPU;
+        assert_eq!(map.update_elem(2, &[0; 12], past).unwrap_err().errno(), Errno::ERANGE);
+        assert_eq!(map.update_elem(2, &[0; 16], last).unwrap_err().errno(), Errno::EFAULT);
+        let older = create(PERCPU).update_elem(2, &vec![0; map.user_size() as usize], last);
+        assert_eq!(older.unwrap_err().errno(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn batches_know_the_flags_for_cpus_by_newer_rules() {
+        let creator = Creator { rules: Rules::Linux7_0, ..Creator::default() };
+        let map = Map::create_as(&MapAttr { value_size: 8, ..PERCPU }, &creator).unwrap();
+        let values: Vec<u8> = (1..=3_u64).flat_map(u64::to_ne_bytes).collect();
+        assert_eq!(map.update_batch(&[0, 1, 2], &values, F_ALL_CPUS), Ok(3));
+        let (mut keys, mut found) = ([0; 3], [0; 24]);
+        for cpu in 0..u64::from(possible_cpus()) {
+            map.lookup_batch(None, &mut keys, &mut found, cpu << 32 | F_CPU).unwrap();
+            assert_eq!((keys, &found[..]), ([0, 1, 2], &values[..]));
+        }
+        let error = map.lookup_batch(None, &mut keys, &mut found, F_ALL_CPUS).unwrap_err();
+        assert_eq!(error.errno(), Errno::EINVAL);
     }
 }

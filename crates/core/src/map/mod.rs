@@ -5,14 +5,16 @@
 
 pub mod array;
 pub mod array_of_maps;
+pub mod cpu_flags;
 pub mod fd_array;
 pub mod percpu_array;
 pub mod prog_array;
 
-use crate::attr::{MapFlags, MapType, elem_flags};
+use crate::attr::{MapFlags, MapType, Rules, elem_flags};
 use crate::errno::Errno;
 use crate::gen_lookup::InlinedLookup;
 use crate::layout::Layout;
+use crate::map::cpu_flags::{CpuFlagsError, Cpus, cpus};
 
 /// The map types that are built in.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
@@ -121,6 +123,9 @@ pub enum LookupError {
     /// `F_LOCK` on values without a `bpf_spin_lock`.
     #[error("the value has no bpf_spin_lock")]
     NoSpinLock,
+    /// Flags that name no CPUs, by the rules of Linux 7.0.
+    #[error(transparent)]
+    CpuFlags(CpuFlagsError),
     /// Slots of this map type cannot be read back.
     #[error("slots of this map type cannot be read")]
     Unsupported,
@@ -143,6 +148,7 @@ impl LookupError {
         match self {
             Self::Flags(_) | Self::NoSpinLock => Errno::EINVAL,
             Self::NotReadable => Errno::EPERM,
+            Self::CpuFlags(error) => error.errno(),
             Self::Unsupported => Errno::ENOTSUPP,
             Self::NoEntry { .. } => Errno::ENOENT,
             Self::Buffer(_) => Errno::EFAULT,
@@ -159,6 +165,9 @@ pub enum UpdateError {
     /// `F_LOCK` on values without a `bpf_spin_lock`.
     #[error("the value has no bpf_spin_lock")]
     NoSpinLock,
+    /// Flags that name no CPUs, by the rules of Linux 7.0.
+    #[error(transparent)]
+    CpuFlags(CpuFlagsError),
     /// The caller's value has another size than [`Layout::user_size`].
     #[error("the value must have {0} bytes")]
     Buffer(u64),
@@ -202,6 +211,7 @@ impl UpdateError {
             Self::Buffer(_) => Errno::EFAULT,
             Self::Index { .. } => Errno::E2BIG,
             Self::Exists => Errno::EEXIST,
+            Self::CpuFlags(error) => error.errno(),
             Self::BadDescriptor => Errno::EBADF,
             Self::Inner(error) => error.errno(),
             Self::Owner(error) => error.errno(),
@@ -315,22 +325,28 @@ impl FreezeError {
     }
 }
 
-/// Checks a handle's lookup up to the element: flags, mode, lock.
+/// Checks a handle's lookup up to the element, and tells whose values its buffer holds.
 ///
 /// `spin_lock` tells whether values have a `bpf_spin_lock`.
 ///
 /// # Errors
-/// [`LookupError::Flags`], [`LookupError::NotReadable`], [`LookupError::NoSpinLock`].
+/// [`LookupError::Flags`], [`LookupError::NotReadable`], [`LookupError::NoSpinLock`]; by the rules
+/// of Linux 7.0 [`LookupError::NotReadable`], [`LookupError::NoSpinLock`], [`LookupError::CpuFlags`].
 ///
 /// # Kernel
 /// `map_lookup_elem` in `kernel/bpf/syscall.c`
 pub const fn check_lookup(
+    map: &Layout,
     mode: HandleMode,
     flags: u64,
     spin_lock: bool,
-) -> Result<(), LookupError> {
-    if flags & !elem_flags::F_LOCK != 0 {
-        return Err(LookupError::Flags(flags));
+    possible_cpus: u32,
+) -> Result<Cpus, LookupError> {
+    match map.rules() {
+        Rules::Linux6_18 if flags & !elem_flags::F_LOCK != 0 => {
+            return Err(LookupError::Flags(flags));
+        }
+        Rules::Linux6_18 | Rules::Linux7_0 => {}
     }
     if !mode.can_read() {
         return Err(LookupError::NotReadable);
@@ -338,29 +354,42 @@ pub const fn check_lookup(
     if flags & elem_flags::F_LOCK != 0 && !spin_lock {
         return Err(LookupError::NoSpinLock);
     }
-    Ok(())
+    match cpus(map, flags, elem_flags::F_LOCK | elem_flags::F_CPU, possible_cpus) {
+        Ok(cpus) => Ok(cpus),
+        Err(error) => Err(LookupError::CpuFlags(error)),
+    }
 }
 
-/// Checks a handle's update up to the value: mode, freezing, lock.
+/// Checks a handle's update up to the value, and tells whose values its buffer holds.
 ///
 /// # Errors
-/// [`UpdateError::NotWritable`], [`UpdateError::NoSpinLock`].
+/// [`UpdateError::NotWritable`], [`UpdateError::NoSpinLock`]; by the rules of Linux 7.0 also
+/// [`UpdateError::CpuFlags`].
 ///
 /// # Kernel
 /// `map_update_elem` in `kernel/bpf/syscall.c`
 pub const fn check_update(
+    map: &Layout,
     mode: HandleMode,
     frozen: bool,
     flags: u64,
     spin_lock: bool,
-) -> Result<(), UpdateError> {
+    possible_cpus: u32,
+) -> Result<Cpus, UpdateError> {
     if !mode.can_write() || frozen {
         return Err(UpdateError::NotWritable);
     }
     if flags & elem_flags::F_LOCK != 0 && !spin_lock {
         return Err(UpdateError::NoSpinLock);
     }
-    Ok(())
+    match map.rules() {
+        // What else is wrong with the flags is for the map type to find, after the value.
+        Rules::Linux6_18 => Ok(Cpus::Each),
+        Rules::Linux7_0 => match cpus(map, flags, u64::MAX, possible_cpus) {
+            Ok(cpus) => Ok(cpus),
+            Err(error) => Err(UpdateError::CpuFlags(error)),
+        },
+    }
 }
 
 /// Checks a handle's delete up to the element: mode, freezing.

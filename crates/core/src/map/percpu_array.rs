@@ -4,6 +4,7 @@ use crate::attr::elem_flags;
 use crate::gen_lookup::InlinedLookup;
 use crate::insn::{Insn, Reg, alu, size};
 use crate::layout::{Layout, PPTR_SIZE};
+use crate::map::cpu_flags::without_cpus;
 use crate::map::{DeleteError, UpdateError};
 
 /// Offset of an element in bytes from the first element of any one CPU, or `None` past the end.
@@ -40,13 +41,14 @@ pub const fn lookup_percpu_elem(
 /// `bpf_percpu_array_update`
 #[doc(alias = "bpf_percpu_array_update")]
 pub const fn update_elem(map: &Layout, index: u32, flags: u64) -> Result<u64, UpdateError> {
-    if flags > elem_flags::EXIST {
+    let existence = without_cpus(map, flags);
+    if existence > elem_flags::EXIST {
         return Err(UpdateError::Flags(flags));
     }
     let Some(offset) = lookup_elem(map, index) else {
         return Err(UpdateError::Index { index, max_entries: map.max_entries() });
     };
-    if flags == elem_flags::NOEXIST {
+    if existence == elem_flags::NOEXIST {
         return Err(UpdateError::Exists);
     }
     Ok(offset)
