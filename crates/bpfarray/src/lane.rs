@@ -109,7 +109,7 @@ impl Lanes {
         let mut grace_period = self.grace_period();
         let mut backoff = Backoff::default();
         while !grace_period.is_over(self) {
-            backoff.wait();
+            backoff.sleep();
         }
     }
 }

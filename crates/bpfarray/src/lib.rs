@@ -29,6 +29,7 @@ mod cgroup;
 mod cpu;
 mod element;
 mod gate;
+mod index;
 mod lane;
 mod map;
 mod memory;

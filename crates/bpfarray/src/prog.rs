@@ -142,7 +142,7 @@ impl MapRef {
     /// The map in which an address is that a program has found in the slots of this ARRAY_OF_MAPS since
     /// it is in the lane: the address of the map itself, of its table, or of a value on any CPU.
     ///
-    /// Takes the same few steps for thousands of maps as for one: a search in a tree, without a lock.
+    /// Takes the same few steps for thousands of maps as for one: a search among sorted ranges, without a lock.
     pub fn inner_map_at<'lane>(&'lane self, lane: &'lane Lane, addr: u64) -> Option<&'lane MapRef> {
         match &self.inner.contents {
             Contents::Maps(maps) => maps.map_at(lane, addr),

@@ -89,7 +89,7 @@ impl Reclaim {
                 return;
             }
             drop(queue);
-            backoff.wait();
+            backoff.sleep();
         }
     }
 }

@@ -28,17 +28,37 @@ pub(crate) struct Backoff {
     round: u32,
 }
 
+#[cfg(not(loom))]
+const SPIN_ROUNDS: u32 = 6;
+#[cfg(not(loom))]
+const NAP: Duration = Duration::from_micros(20);
+
+#[cfg(not(loom))]
+fn spin(round: u32) {
+    (0..1 << round).for_each(|_| std::hint::spin_loop());
+}
+
 impl Backoff {
+    /// For what others wait for in turn. Sleeps in the end, so that even a thread of lower priority gets
+    /// to run.
     #[cfg(not(loom))]
     pub(crate) fn wait(&mut self) {
-        const SPIN_ROUNDS: u32 = 6;
         const YIELD_ROUNDS: u32 = 100;
         match self.round {
-            round if round < SPIN_ROUNDS => {
-                (0..1 << round).for_each(|_| std::hint::spin_loop());
-            }
+            round if round < SPIN_ROUNDS => spin(round),
             round if round < YIELD_ROUNDS => std::thread::yield_now(),
-            _ => std::thread::sleep(Duration::from_micros(100)),
+            _ => std::thread::sleep(NAP),
+        }
+        self.round = self.round.saturating_add(1);
+    }
+
+    /// For a thread that may have been preempted by this one. Who sleeps is soon woken and preferred then,
+    /// where who yields waits until the others have used up their time.
+    #[cfg(not(loom))]
+    pub(crate) fn sleep(&mut self) {
+        match self.round {
+            round if round < SPIN_ROUNDS => spin(round),
+            _ => std::thread::sleep(NAP),
         }
         self.round = self.round.saturating_add(1);
     }
@@ -47,5 +67,10 @@ impl Backoff {
     pub(crate) fn wait(&mut self) {
         self.round += 1;
         loom::thread::yield_now();
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn sleep(&mut self) {
+        self.wait();
     }
 }

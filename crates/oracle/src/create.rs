@@ -33,6 +33,7 @@ impl Creator {
             may_create: self != Self::Nobody,
             bypass_spec_v1: self == Self::Trusted,
             online_nodes: &[0],
+            rules: bpfarray_core::attr::Rules::Linux6_18,
         }
     }
 }

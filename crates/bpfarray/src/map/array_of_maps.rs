@@ -6,9 +6,9 @@ use std::sync::{Arc, Weak};
 
 use bpfarray_core::map::array_of_maps::{InnerError, meta_equal};
 use bpfarray_core::{Errno, Layout};
-use rpds::RedBlackTreeMapSync;
 
 use super::MapRef;
+use crate::index::Index;
 use crate::lane::Lane;
 use crate::memory::Memory;
 use crate::slot::Slots;
@@ -21,14 +21,14 @@ pub(crate) struct MapArray {
     /// The addresses, for programs.
     addresses: Memory,
     slots: Slots<Held>,
-    /// One slot, with the tree that readers search.
-    index: Slots<Index>,
+    /// One slot, with the version that readers search.
+    ranges: Slots<Ranges>,
     writer: Mutex<Writer>,
 }
 
 /// Every range of addresses that belongs to a map which some lane may have found here: its length
 /// in bytes and the map, by where it begins.
-type Index = RedBlackTreeMapSync<Place, (u64, MapRef)>;
+type Ranges = Index<Place, (u64, MapRef)>;
 
 /// Where an address is. Per-CPU values are at the same offset of every window.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -54,7 +54,7 @@ impl Place {
 }
 
 struct Writer {
-    index: Index,
+    ranges: Ranges,
     /// How many slots hold a map, or held it when a lane was claimed that has not been left: by
     /// address.
     uses: HashMap<u64, u32>,
@@ -87,12 +87,12 @@ impl MapArray {
     /// Slots for as many maps of the shape of `template` as there is room for addresses.
     pub(crate) fn new(template: Layout, addresses: Memory) -> Result<Arc<Self>, Errno> {
         let len = u32::try_from(addresses.len() / ADDRESS).map_err(|_| Errno::ENOMEM)?;
-        let writer = Writer { index: Index::new_sync(), uses: HashMap::new() };
+        let writer = Writer { ranges: Ranges::new(), uses: HashMap::new() };
         Ok(Arc::new(Self {
             template,
             addresses,
             slots: Slots::new(len)?,
-            index: Slots::new(1)?,
+            ranges: Slots::new(1)?,
             writer: Mutex::new(writer),
         }))
     }
@@ -109,12 +109,12 @@ impl MapArray {
         *uses += 1;
         if *uses == 1 {
             for (start, len) in ranges(&map) {
-                writer.index.insert_mut(start, (len, map.clone()));
+                writer.ranges.insert(start, (len, map.clone()));
             }
-            self.index.replace(0, Some(writer.index.clone()));
+            self.ranges.replace(0, Some(writer.ranges.clone()));
         }
         let addr = map.addr();
-        // After the index: see `map_at`.
+        // After the ranges: see `map_at`.
         self.publish(index, addr);
         self.slots.replace(index, Some(Held { map, array: Arc::downgrade(self) }));
         Ok(())
@@ -141,9 +141,9 @@ impl MapArray {
         if *uses == 0 {
             writer.uses.remove(&map.addr());
             for (start, _) in ranges(map) {
-                writer.index.remove_mut(&start);
+                writer.ranges.remove(start);
             }
-            self.index.replace(0, Some(writer.index.clone()));
+            self.ranges.replace(0, Some(writer.ranges.clone()));
         }
     }
 
@@ -164,12 +164,12 @@ impl MapArray {
         lane: &'lane Lane,
         addr: u64,
     ) -> Option<&'lane MapRef> {
-        // What found the address in the area sees the index that was published before it. That
-        // index, and later ones, have the map until this lane is left.
+        // What found the address in the area sees the ranges that were published before it. Those,
+        // and later ones, have the map until this lane is left.
         fence(Ordering::Acquire);
         let place = Place::of(addr);
-        let (&start, (len, map)) = self.index.get(lane, 0)?.range(..=place).next_back()?;
-        (place.since(start)? < *len).then_some(map)
+        let (start, (len, map)) = self.ranges.get(lane, 0)?.last_up_to(place)?;
+        (place.since(*start)? < *len).then_some(map)
     }
 }
 

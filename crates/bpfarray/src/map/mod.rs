@@ -3,6 +3,7 @@
 mod array_of_maps;
 mod batch;
 mod elem;
+mod fd_array;
 mod info;
 mod prog_array;
 mod reference;
