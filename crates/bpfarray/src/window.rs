@@ -49,7 +49,7 @@ pub fn window_base(cpu: u32) -> Result<u64, Errno> {
 
 /// How far from the base of its window an address is; `None` outside of all windows.
 pub(crate) fn offset_of(addr: u64) -> Option<u64> {
-    let windows = Windows::get().ok()?;
+    let windows = WINDOWS.get()?;
     let from_base = addr.checked_sub(windows.base.as_ptr().addr() as u64)?;
     let stride = windows.stride as u64;
     (from_base / stride < u64::from(windows.cpus)).then(|| from_base % stride)
@@ -63,7 +63,9 @@ pub(crate) fn cpu_variables(cpu: u32) -> Result<Memory, Errno> {
     Ok(unsafe { Memory::from_raw(base, page_size(), Arc::new(())) })
 }
 
-/// The reservation.
+/// The reservation, made when it is needed first.
+static WINDOWS: OnceLock<Windows> = OnceLock::new();
+
 struct Windows {
     base: NonNull<u8>,
     stride: usize,
@@ -79,7 +81,6 @@ unsafe impl Sync for Windows {}
 
 impl Windows {
     fn get() -> Result<&'static Self, Errno> {
-        static WINDOWS: OnceLock<Windows> = OnceLock::new();
         match WINDOWS.get() {
             Some(windows) => Ok(windows),
             None => {
