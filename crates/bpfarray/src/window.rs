@@ -66,6 +66,7 @@ pub(crate) fn cpu_variables(cpu: u32) -> Result<Memory, Errno> {
 /// The reservation, made when it is needed first.
 static WINDOWS: OnceLock<Windows> = OnceLock::new();
 
+/// Windows of equal size, one after the other.
 struct Windows {
     base: NonNull<u8>,
     stride: usize,
