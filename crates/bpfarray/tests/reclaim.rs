@@ -50,25 +50,25 @@ fn attr(map_type: MapType, value_size: u32, max_entries: u32) -> MapAttr {
 }
 
 /// A map that has taken up all its memory.
-fn inner() -> Map {
-    let map = Map::create(&attr(MapType::ARRAY, INNER_SIZE, 1)).unwrap();
-    map.regions()[0].memory.fill(0, INNER_SIZE as usize, 1).unwrap();
-    map
+fn inner() -> Result<Map, Box<dyn std::error::Error>> {
+    let map = Map::create(&attr(MapType::ARRAY, INNER_SIZE, 1))?;
+    map.regions()[0].memory.fill(0, INNER_SIZE as usize, 1)?;
+    Ok(map)
 }
 
 /// Bytes of memory that the process has.
-fn resident() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    4096 * statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+fn resident() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(4096 * statm.split(' ').nth(1)?.parse::<u64>().ok()?)
 }
 
 #[test]
 fn nothing_is_left_of_what_was_replaced() {
     let programs = Map::create(&attr(MapType::PROG_ARRAY, 4, SLOTS)).unwrap();
     let outer = attr(MapType::ARRAY_OF_MAPS, 4, SLOTS);
-    let outer = Map::create_with(&outer, &Creator::default(), Some(&*inner())).unwrap();
+    let outer = Map::create_with(&outer, &Creator::default(), Some(&*inner().unwrap())).unwrap();
     programs.update_object(0, &Program::object(0, &programs), 0).unwrap();
-    outer.update_object(0, &Object::Map(inner().to_ref()), 0).unwrap();
+    outer.update_object(0, &Object::Map(inner().unwrap().to_ref()), 0).unwrap();
 
     let done = AtomicBool::new(false);
     let before = thread::scope(|scope| {
@@ -92,7 +92,7 @@ fn nothing_is_left_of_what_was_replaced() {
                 assert!(visits > 0);
             });
         }
-        let before = resident();
+        let before = resident().unwrap();
         let writers: Vec<_> = (0..2)
             .map(|writer| {
                 let (programs, outer) = (&programs, &outer);
@@ -101,7 +101,9 @@ fn nothing_is_left_of_what_was_replaced() {
                         let slot = (round + writer) % SLOTS;
                         programs.update_object(slot, &Program::object(round, programs), 0).unwrap();
                         if round % 10 == 0 {
-                            outer.update_object(slot, &Object::Map(inner().to_ref()), 0).unwrap();
+                            outer
+                                .update_object(slot, &Object::Map(inner().unwrap().to_ref()), 0)
+                                .unwrap();
                         }
                     }
                 })
@@ -114,7 +116,7 @@ fn nothing_is_left_of_what_was_replaced() {
 
     rcu::barrier().unwrap();
     assert_eq!(LIVE.load(Ordering::SeqCst), SLOTS, "one program in each slot");
-    let grown = resident().saturating_sub(before);
+    let grown = resident().unwrap().saturating_sub(before);
     assert!(grown < u64::from(10 * SLOTS * INNER_SIZE), "{grown} bytes more than before");
 
     // The programs hold their map, and the map its programs, until the last handle goes.
