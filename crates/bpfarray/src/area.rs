@@ -15,6 +15,12 @@ pub(crate) struct Area {
     percpu: Box<[Memory]>,
 }
 
+/// Bytes of memory that the machine has.
+fn memory_of_the_machine() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.into())
+}
+
 impl Area {
     pub(crate) fn allocate(layout: &Layout) -> Result<Self, Errno> {
         let no_memory = |_: OutOfBounds| Errno::ENOMEM;
@@ -33,6 +39,10 @@ impl Area {
             | Kind::CgroupArray
             | Kind::ArrayOfMaps => Box::default(),
             Kind::PercpuArray => {
+                // Values take memory when they are written, but the table is written here.
+                if layout.payload_len() > memory_of_the_machine() / 2 {
+                    return Err(Errno::ENOMEM);
+                }
                 let extent = Extent::new(layout.window_len())?;
                 let elem_size = u64::from(layout.elem_size());
                 for index in 0..u64::from(layout.max_entries()) {
