@@ -29,7 +29,8 @@ impl Area {
             .checked_add(u64::from(VALUE_OFFSET))
             .and_then(|len| usize::try_from(len).ok())
             .ok_or(Errno::ENOMEM)?;
-        let whole = Memory::anonymous(len)?;
+        // The last page is whole where values can be mapped.
+        let whole = Memory::anonymous(len.next_multiple_of(VALUE_OFFSET as usize))?;
         let payload_len = layout.max_entries() as usize * layout.stride() as usize;
         let payload = whole.view(VALUE_OFFSET as usize, payload_len).map_err(no_memory)?;
         let percpu = match layout.kind() {
@@ -75,6 +76,11 @@ impl Area {
     /// pointers of other maps; the surplus slots are outside.
     pub(crate) fn payload(&self) -> &Memory {
         &self.payload
+    }
+
+    /// Whole pages of values, padding and what is behind them.
+    pub(crate) fn pages(&self, offset: usize, len: usize) -> Result<Memory, OutOfBounds> {
+        self.whole.view(VALUE_OFFSET as usize + offset, len)
     }
 
     /// The `max_entries` values of each CPU; none for other maps.

@@ -7,6 +7,7 @@ pub mod array;
 pub mod array_of_maps;
 pub mod cpu_flags;
 pub mod fd_array;
+pub mod mmap;
 pub mod percpu_array;
 pub mod prog_array;
 
