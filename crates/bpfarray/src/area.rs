@@ -1,5 +1,7 @@
 //! The memory of one map.
 
+use std::sync::Arc;
+
 use bpfarray_core::map::Kind;
 use bpfarray_core::{Errno, Layout, PPTR_SIZE, VALUE_OFFSET};
 
@@ -16,23 +18,42 @@ pub(crate) struct Area {
 
 impl Area {
     pub(crate) fn allocate(layout: &Layout) -> Result<Self, Errno> {
-        let no_memory = |_: OutOfBounds| Errno::ENOMEM;
+        let extent = match layout.kind() {
+            Kind::Array => None,
+            Kind::PercpuArray => Some(Extent::new(layout.window_len())?),
+        };
+        Self::allocate_over(layout, extent)
+    }
+
+    /// Allocates all but the windows' parts.
+    pub(crate) fn allocate_over(
+        layout: &Layout,
+        extent: Option<Arc<Extent>>,
+    ) -> Result<Self, Errno> {
         let len = layout
             .payload_len()
             .checked_add(u64::from(VALUE_OFFSET))
             .and_then(|len| usize::try_from(len).ok())
             .ok_or(Errno::ENOMEM)?;
-        let whole = Memory::anonymous(len)?;
+        Self::over(layout, Memory::anonymous(len)?, extent)
+    }
+
+    /// The area in `whole`, which begins with the header page, and in the windows.
+    pub(crate) fn over(
+        layout: &Layout,
+        whole: Memory,
+        extent: Option<Arc<Extent>>,
+    ) -> Result<Self, Errno> {
+        let no_memory = |_: OutOfBounds| Errno::ENOMEM;
         let stride = match layout.kind() {
             Kind::Array => layout.elem_size(),
             Kind::PercpuArray => PPTR_SIZE,
         };
         let payload_len = layout.max_entries() as usize * stride as usize;
         let payload = whole.view(VALUE_OFFSET as usize, payload_len).map_err(no_memory)?;
-        let percpu = match layout.kind() {
-            Kind::Array => Box::default(),
-            Kind::PercpuArray => {
-                let extent = Extent::new(layout.window_len())?;
+        let percpu = match extent {
+            None => Box::default(),
+            Some(extent) => {
                 let elem_size = u64::from(layout.elem_size());
                 for index in 0..u64::from(layout.max_entries()) {
                     let at = index as usize * PPTR_SIZE as usize;

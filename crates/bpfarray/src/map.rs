@@ -13,6 +13,7 @@ use bpfarray_core::map::{
 
 use crate::area::Area;
 use crate::cpu::possible_cpus;
+use crate::file::MapFile;
 use crate::gate::WriteGate;
 use crate::memory::OutOfBounds;
 
@@ -80,19 +81,34 @@ impl Map {
     /// # Errors
     /// The variants of [`CreateError`] in their order.
     pub fn create_as(attr: &MapAttr, creator: &Creator<'_>) -> Result<Self, CreateError> {
-        static LAST_ID: AtomicU32 = AtomicU32::new(0);
         let layout = attr.check(creator)?;
         let needed = layout.window_len().saturating_mul(u64::from(possible_cpus()));
         let no_memory = CreateError::NoMemory(needed.saturating_add(layout.payload_len()));
         let area = Area::allocate(&layout).map_err(|_| no_memory)?;
+        let map = Self::assemble(attr, layout, area, None)?;
+        Ok(map.with_mode(HandleMode::of(attr.map_flags)))
+    }
+
+    /// A map from its parts.
+    pub(crate) fn assemble(
+        attr: &MapAttr,
+        layout: Layout,
+        area: Area,
+        file: Option<Arc<MapFile>>,
+    ) -> Result<Self, CreateError> {
+        static LAST_ID: AtomicU32 = AtomicU32::new(0);
         // Bytes from 0x80 on that are allowed in a name are Latin-1 letters.
         let name = attr.check_name()?.iter().map(|&byte| char::from(byte)).collect();
         let id = LAST_ID
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| last.checked_add(1))
-            .map_err(|_| no_memory)?
+            .map_err(|_| CreateError::NoMemory(layout.payload_len()))?
             + 1;
-        let inner = Inner { id, name, layout, area, gate: WriteGate::new() };
-        Ok(Self { inner: Arc::new(inner), mode: HandleMode::of(attr.map_flags) })
+        let inner = Inner { id, name, layout, area, gate: WriteGate::new(file) };
+        Ok(Self::of_inner(Arc::new(inner), HandleMode::ReadWrite))
+    }
+
+    pub(crate) fn of_inner(inner: Arc<Inner>, mode: HandleMode) -> Self {
+        Self { inner, mode }
     }
 
     /// Another handle to the same map, with a mode of its own.

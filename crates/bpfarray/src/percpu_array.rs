@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bpfarray_core::Errno;
 use bpfarray_core::attr::{CreateError, MapType};
@@ -9,6 +10,7 @@ use bpfarray_core::map::{FreezeError, UpdateError};
 
 use crate::cpu::possible_cpus;
 use crate::element::{Element, Integer, ShapeError, TypedMap, check_shape, create, wrapping_add};
+use crate::file::MapFile;
 use crate::lane::Lane;
 use crate::map::Map;
 use crate::memory::Memory;
@@ -38,6 +40,8 @@ use crate::memory::Memory;
 pub struct PercpuArray<T> {
     /// Exactly the elements of each CPU.
     values: Box<[Memory]>,
+    /// Of a map that other processes share.
+    file: Option<Arc<MapFile>>,
     map: TypedMap,
     element: PhantomData<fn() -> T>,
 }
@@ -90,7 +94,8 @@ impl<T: Element> PercpuArray<T> {
 
     fn over(map: Map) -> Self {
         let map = TypedMap::new(map);
-        Self { values: map.area().percpu().into(), map, element: PhantomData }
+        let file = map.map().inner.gate.file().cloned();
+        Self { values: map.area().percpu().into(), file, map, element: PhantomData }
     }
 
     /// The map under the array.
@@ -147,7 +152,9 @@ impl<T: Element> PercpuArray<T> {
     /// [`UpdateError::NotWritable`], [`UpdateError::Index`].
     ///
     /// # Concurrency
-    /// Needs no atomic read-modify-write: nobody else has the lane.
+    /// Needs no atomic read-modify-write: nobody else has the lane. If other processes share the
+    /// map, `change` must not touch another shared map, whose lane another process could hold while
+    /// it waits for this one's.
     #[inline]
     pub fn update(
         &self,
@@ -156,6 +163,7 @@ impl<T: Element> PercpuArray<T> {
         change: impl FnOnce(T) -> T,
     ) -> Result<(), UpdateError> {
         self.map.check_writable()?;
+        let _held = self.file.as_ref().and_then(|file| file.claim(lane.cpu()));
         self.values
             .get(lane.cpu() as usize)
             .and_then(|values| values.write_elem(index, change(values.read_elem(index)?)))

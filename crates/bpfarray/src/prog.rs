@@ -98,7 +98,14 @@ impl Map {
         if value.len() != self.value_size() as usize {
             return Err(UpdateError::Buffer(u64::from(self.value_size())));
         }
+        if self.is_read_only_file() {
+            return Err(UpdateError::NotWritable);
+        }
         let offset = array::update_elem(self.layout(), index, flags, SPIN_LOCK)?;
+        let _held = match self.layout().kind() {
+            Kind::Array => None,
+            Kind::PercpuArray => self.inner.gate.file().and_then(|file| file.claim(lane.cpu())),
+        };
         let memory = match self.layout().kind() {
             Kind::Array => Some(self.inner.area.payload()),
             Kind::PercpuArray => self.inner.area.percpu().get(lane.cpu() as usize),
@@ -120,12 +127,18 @@ impl Map {
         self.type_delete_elem(index)
     }
 
+    /// What is written to a file that was opened for reading only would go nowhere.
+    fn is_read_only_file(&self) -> bool {
+        self.inner.gate.file().is_some_and(|file| file.is_read_only())
+    }
+
     /// What programs may touch: the values, on every CPU where there are several, and the `pptrs`
     /// table.
     pub fn regions(&self) -> Vec<Region> {
         let (elem_size, value_size) = (self.layout().elem_size(), self.value_size());
         let readable = !self.map_flags().contains(MapFlags::WRONLY_PROG);
-        let writable = !self.map_flags().contains(MapFlags::RDONLY_PROG);
+        let writable =
+            !self.map_flags().contains(MapFlags::RDONLY_PROG) && !self.is_read_only_file();
         let values = |memory: &Memory| Region {
             memory: memory.clone(),
             elem_size,
