@@ -199,11 +199,16 @@ impl Wait {
 mod model {
     use super::*;
     use crate::sync::{AtomicU64, Ordering};
+    #[cfg(loom)]
+    use loom::sync::{Arc, Mutex};
+    #[cfg(not(loom))]
+    use std::sync::{Arc, Mutex};
 
-    /// Lanes whose words are atomics, and seats of which some are known to be dead.
-    pub(super) type Model = Lanes<Words, Dead>;
+    /// Lanes whose words are atomics, and seats of which one may be dead.
+    pub(super) type Model = Lanes<Words, Table>;
 
-    pub(super) struct Words(Vec<AtomicU64>);
+    #[derive(Clone)]
+    pub(super) struct Words(Arc<Vec<AtomicU64>>);
 
     impl Slots for Words {
         fn count(&self) -> u32 {
@@ -221,18 +226,21 @@ mod model {
         }
     }
 
-    pub(super) struct Dead {
-        pub(super) own: u32,
-        pub(super) dead: u32,
+    /// Every seat is taken, but [`DEAD`] only once somebody has taken it.
+    #[derive(Clone)]
+    pub(super) struct Table {
+        own: u32,
+        taken: Arc<Mutex<bool>>,
     }
 
-    impl Seats for Dead {
+    impl Seats for Table {
         fn own(&self) -> u32 {
             self.own
         }
 
         fn if_dead(&self, seat: u32, bury: impl FnOnce()) {
-            if seat == self.dead {
+            let taken = self.taken.lock().unwrap();
+            if seat == DEAD && !*taken {
                 bury();
             }
         }
@@ -244,7 +252,15 @@ mod model {
     pub(super) fn lanes(count: u32, dead: u32) -> Model {
         let word = |lane| if lane < dead { u64::from(DEAD) << 32 | 5 } else { FREE };
         let words = (0..count).map(|lane| AtomicU64::new(word(lane))).collect();
-        Lanes::new(Words(words), Dead { own: 1, dead: DEAD })
+        let table = Table { own: 1, taken: Arc::new(Mutex::new(false)) };
+        Lanes::new(Words(Arc::new(words)), table)
+    }
+
+    /// The same lanes, for a process that takes the dead owner's seat.
+    pub(super) fn successor(lanes: &Model) -> Model {
+        let taken = Arc::clone(&lanes.seats.taken);
+        *taken.lock().unwrap() = true;
+        Lanes::new(lanes.slots.clone(), Table { own: DEAD, taken })
     }
 }
 
@@ -286,9 +302,9 @@ mod tests {
 
     #[test]
     fn a_new_owner_of_a_seat_frees_what_the_last_one_left() {
-        let Lanes { slots, .. } = lanes(2, 2);
-        let lanes = Lanes::new(slots, Dead { own: DEAD, dead: 0 });
-        assert_eq!(lanes.claim(0, 7).lane, 0, "nobody is asked whether it is dead");
+        let lanes = successor(&lanes(2, 2));
+        assert_eq!(lanes.claim(0, 5).lane, 0);
+        assert!(!lanes.is_held_by(5), "released, so it was free");
     }
 }
 
@@ -296,7 +312,6 @@ mod tests {
 #[cfg(loom)]
 mod loom_tests {
     use super::model::*;
-    use super::*;
     use crate::sync::{AtomicU64, Ordering};
     use loom::sync::Arc;
     use loom::thread;
@@ -330,6 +345,26 @@ mod loom_tests {
     #[test]
     fn loom_no_update_is_lost_when_two_take_back_the_lane_of_a_dead_owner() {
         count_in_one_lane(1);
+    }
+
+    #[test]
+    fn loom_a_lane_is_not_taken_from_the_one_who_succeeds_a_dead_owner() {
+        loom::model(|| {
+            let shared = Arc::new((lanes(1, 1), AtomicU64::new(0)));
+            let count = |lanes: &Model, value: &AtomicU64| {
+                let _held = lanes.claim(0, 5);
+                let old = value.load(Ordering::Relaxed);
+                value.store(old + 1, Ordering::Relaxed);
+            };
+            let other = thread::spawn({
+                let shared = Arc::clone(&shared);
+                // As the same thread of the same seat, whose lane the word still names.
+                move || count(&successor(&shared.0), &shared.1)
+            });
+            count(&shared.0, &shared.1);
+            other.join().unwrap();
+            assert_eq!(shared.1.load(Ordering::Relaxed), 2);
+        });
     }
 
     #[test]
