@@ -163,11 +163,16 @@ impl<T: Element> PercpuArray<T> {
         change: impl FnOnce(T) -> T,
     ) -> Result<(), UpdateError> {
         self.map.check_writable()?;
-        let _held = self.file.as_ref().and_then(|file| file.claim(lane.cpu()));
-        self.values
-            .get(lane.cpu() as usize)
-            .and_then(|values| values.write_elem(index, change(values.read_elem(index)?)))
-            .ok_or_else(|| self.map().no_index(index))
+        let values = self.values.get(lane.cpu() as usize);
+        let write = || values?.write_elem(index, change(values?.read_elem(index)?));
+        match &self.file {
+            None => write(),
+            Some(file) => {
+                let _held = file.claim(lane.cpu());
+                write()
+            }
+        }
+        .ok_or_else(|| self.map().no_index(index))
     }
 
     /// Ends writing to the map, by this array and by handles. Programs may still write.

@@ -1,5 +1,11 @@
 //! Map files in one process: what is created is found again, and what lies is refused.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests, and what they share, fail by panicking"
+)]
+
 mod common;
 
 use std::fs::File;

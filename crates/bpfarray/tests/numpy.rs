@@ -1,5 +1,11 @@
 //! Map files are readable without this crate: `examples/read_map.py` does it with NumPy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests, and what they share, fail by panicking"
+)]
+
 mod common;
 
 use std::process::Command;

@@ -2,6 +2,12 @@
 //!
 //! Children are this same binary, told by an environment variable what to do.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests, and what they share, fail by panicking"
+)]
+
 mod common;
 
 use std::fs::File;

@@ -407,6 +407,38 @@ mod tests {
     }
 
     #[test]
+    fn whatever_a_believed_header_says_lies_inside_the_file() {
+        for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY] {
+            let len = shape(map_type).geometry.file_len;
+            let mut believed = 0;
+            for at in 0..size_of::<Header>() {
+                for flip in 1..=u8::MAX {
+                    let mut header = header(map_type);
+                    header.as_mut_bytes()[at] ^= flip;
+                    header.checksum = header.sum().into();
+                    let Ok(Shape { layout, geometry, .. }) = header.check(len, CPUS) else {
+                        continue;
+                    };
+                    believed += 1;
+                    let values_end = match layout.kind() {
+                        Kind::Array => PAGE + layout.payload_len(),
+                        Kind::PercpuArray => {
+                            assert!(layout.window_len() <= geometry.cpu_stride);
+                            geometry.cpu_offset(CPUS)
+                        }
+                    };
+                    assert!(values_end <= geometry.lanes_offset);
+                    let lanes_end = geometry.lanes_offset + geometry.lanes_len;
+                    assert!(u64::from(CPUS) * LANE_STRIDE <= geometry.lanes_len);
+                    assert!(lanes_end <= geometry.btf_offset || geometry.btf_len == 0);
+                    assert!(geometry.btf_offset + geometry.btf_len <= len && lanes_end <= len);
+                }
+            }
+            assert!(believed > 100, "names and ids may be anything");
+        }
+    }
+
+    #[test]
     fn a_file_of_another_length_is_refused() {
         let header = header(MapType::ARRAY);
         for len in [0, 4096, 28671, 28673] {

@@ -268,7 +268,6 @@ mod model {
 #[cfg(not(loom))]
 mod tests {
     use super::model::*;
-    use super::*;
 
     #[test]
     fn a_thread_in_a_lane_stays_in_it() {
