@@ -1,5 +1,6 @@
 //! The shared lanes that one program run needs.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::MapFile;
@@ -23,6 +24,7 @@ use crate::map::Map;
 /// shared.run(&lane, || map.prog_update_elem(&lane, 0, &7u64.to_ne_bytes(), 0))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Clone)]
 pub struct SharedLanes {
     /// In an order that is the same in all processes, so that they don't wait for each other in a
     /// circle.
@@ -57,6 +59,12 @@ impl SharedLanes {
     #[inline]
     pub fn run<R>(&self, lane: &Lane, body: impl FnOnce() -> R) -> R {
         run_in(&self.files, lane.cpu(), body)
+    }
+}
+
+impl fmt::Debug for SharedLanes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedLanes({})", self.files.len())
     }
 }
 

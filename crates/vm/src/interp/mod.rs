@@ -13,7 +13,7 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
-use bpfarray::{Lane, Map};
+use bpfarray::{Lane, Map, SharedLanes};
 
 pub(crate) use code::Code;
 pub(crate) use exec::MAX_LOOPS;
@@ -32,6 +32,7 @@ pub const DEFAULT_FUEL: u64 = 1 << 32;
 #[derive(Clone, Debug)]
 pub(crate) struct Environment {
     regions: Regions,
+    shared: SharedLanes,
     helpers: Arc<HelperSet>,
     fuel: u64,
 }
@@ -40,7 +41,8 @@ impl Environment {
     /// An environment with these maps and helpers, and [`DEFAULT_FUEL`].
     pub(crate) fn new(maps: &[Map], helpers: &Arc<HelperSet>) -> Self {
         let regions = Regions::new(maps);
-        Self { regions, helpers: Arc::clone(helpers), fuel: DEFAULT_FUEL }
+        let shared = SharedLanes::of(maps);
+        Self { regions, shared, helpers: Arc::clone(helpers), fuel: DEFAULT_FUEL }
     }
 
     /// The same environment, where a run may take about `fuel` instructions.
@@ -70,7 +72,7 @@ pub(crate) fn run(
     let stack = Stack::take().map_err(|_| Fault { insn: 0, kind: FaultKind::NoStack })?;
     let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
     let mut machine = Machine::new(code, environment, context, &lane, stack);
-    let result = machine.exec(0, args);
+    let result = environment.shared.run(&lane, || machine.exec(0, args));
     machine.into_stack().put_back();
     result
 }
