@@ -1,5 +1,7 @@
 //! The memory of one map.
 
+use std::sync::Arc;
+
 use bpfarray_core::map::Kind;
 use bpfarray_core::map::cpu_flags::Cpus;
 use bpfarray_core::{Errno, Layout, PPTR_SIZE, VALUE_OFFSET};
@@ -23,28 +25,48 @@ fn memory_of_the_machine() -> u64 {
 
 impl Area {
     pub(crate) fn allocate(layout: &Layout) -> Result<Self, Errno> {
-        let no_memory = |_: OutOfBounds| Errno::ENOMEM;
+        let extent = match layout.kind() {
+            Kind::PercpuArray => Some(Extent::new(layout.window_len())?),
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => None,
+        };
+        Self::allocate_over(layout, extent)
+    }
+
+    /// Allocates all but the windows' parts.
+    pub(crate) fn allocate_over(
+        layout: &Layout,
+        extent: Option<Arc<Extent>>,
+    ) -> Result<Self, Errno> {
         let len = layout
             .payload_len()
             .checked_add(u64::from(VALUE_OFFSET))
             .and_then(|len| usize::try_from(len).ok())
             .ok_or(Errno::ENOMEM)?;
         // The last page is whole where values can be mapped.
-        let whole = Memory::anonymous(len.next_multiple_of(VALUE_OFFSET as usize))?;
+        let len = len.next_multiple_of(VALUE_OFFSET as usize);
+        Self::over(layout, Memory::anonymous(len)?, extent)
+    }
+
+    /// The area in `whole`, which begins with the header page, and in the windows.
+    pub(crate) fn over(
+        layout: &Layout,
+        whole: Memory,
+        extent: Option<Arc<Extent>>,
+    ) -> Result<Self, Errno> {
+        let no_memory = |_: OutOfBounds| Errno::ENOMEM;
         let payload_len = layout.max_entries() as usize * layout.stride() as usize;
         let payload = whole.view(VALUE_OFFSET as usize, payload_len).map_err(no_memory)?;
-        let percpu = match layout.kind() {
-            Kind::Array
-            | Kind::ProgArray
-            | Kind::PerfEventArray
-            | Kind::CgroupArray
-            | Kind::ArrayOfMaps => Box::default(),
-            Kind::PercpuArray => {
+        let percpu = match extent {
+            None => Box::default(),
+            Some(extent) => {
                 // Values take memory when they are written, but the table is written here.
                 if layout.payload_len() > memory_of_the_machine() / 2 {
                     return Err(Errno::ENOMEM);
                 }
-                let extent = Extent::new(layout.window_len())?;
                 let elem_size = u64::from(layout.elem_size());
                 for index in 0..u64::from(layout.max_entries()) {
                     let at = index as usize * PPTR_SIZE as usize;

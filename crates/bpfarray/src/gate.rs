@@ -1,7 +1,10 @@
 //! The gate between writers of a map and its freezing.
 
+use std::sync::Arc;
+
 use bpfarray_core::map::{FreezeError, HandleMode, check_freeze};
 
+use crate::file::{Held, MapFile};
 use crate::sync::{AtomicU64, Ordering};
 
 const FROZEN: u64 = 1 << 63;
@@ -11,44 +14,72 @@ const FROZEN: u64 = 1 << 63;
 ///
 /// # Kernel
 /// `writecnt`, `frozen` and `freeze_mutex` of `struct bpf_map`
-#[derive(Debug)]
 pub(crate) struct WriteGate {
     state: AtomicU64,
+    /// Keeps the gate of a map that other processes share.
+    file: Option<Arc<MapFile>>,
 }
 
 impl WriteGate {
-    pub(crate) fn new() -> Self {
-        Self { state: AtomicU64::new(0) }
+    pub(crate) fn new(file: Option<Arc<MapFile>>) -> Self {
+        Self { state: AtomicU64::new(0), file }
+    }
+
+    /// The file of a map that other processes share.
+    pub(crate) fn file(&self) -> Option<&Arc<MapFile>> {
+        self.file.as_ref()
     }
 
     /// Counts in one more writer, until the guard is dropped.
     pub(crate) fn enter(&self) -> Write<'_> {
-        let frozen = self.state.fetch_add(1, Ordering::Relaxed) & FROZEN != 0;
-        Write { gate: self, frozen }
+        match &self.file {
+            None => Write::Private { gate: self, frozen: self.count_in() },
+            Some(file) => Write::Shared(file.enter()),
+        }
+    }
+
+    /// Counts in one more writer, and says whether the map was frozen before.
+    fn count_in(&self) -> bool {
+        self.state.fetch_add(1, Ordering::Relaxed) & FROZEN != 0
+    }
+
+    fn count_out(&self) {
+        // Release: whoever freezes the map sees all that was written.
+        self.state.fetch_sub(1, Ordering::Release);
     }
 
     /// Counts in one more writer, who calls [`WriteGate::leave`] later; refuses if the map is
     /// frozen.
     pub(crate) fn try_enter(&self) -> bool {
-        let write = self.enter();
-        if !write.frozen {
-            std::mem::forget(write);
-            return true;
+        if let Some(file) = &self.file {
+            return file.try_enter();
         }
-        false
+        let frozen = self.count_in();
+        if frozen {
+            self.count_out();
+        }
+        !frozen
     }
 
     pub(crate) fn leave(&self) {
-        // Release: whoever freezes the map sees all that was written.
-        self.state.fetch_sub(1, Ordering::Release);
+        match &self.file {
+            None => self.count_out(),
+            Some(file) => file.leave(),
+        }
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
+        if let Some(file) = &self.file {
+            return file.is_frozen();
+        }
         self.state.load(Ordering::Acquire) & FROZEN != 0
     }
 
     /// Freezes the map for good.
     pub(crate) fn freeze(&self, mode: HandleMode) -> Result<(), FreezeError> {
+        if let Some(file) = &self.file {
+            return file.freeze(mode);
+        }
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             check_freeze(mode, state & FROZEN != 0, state & !FROZEN)?;
@@ -67,20 +98,29 @@ impl WriteGate {
 }
 
 /// One writer. If the map was frozen before it came, it must not write.
-pub(crate) struct Write<'a> {
-    gate: &'a WriteGate,
-    frozen: bool,
+pub(crate) enum Write<'a> {
+    Private {
+        gate: &'a WriteGate,
+        frozen: bool,
+    },
+    /// Holds a lane of the map's file, which freezing waits for, unless the map was frozen.
+    Shared(Option<Held<'a>>),
 }
 
 impl Write<'_> {
     pub(crate) fn frozen(&self) -> bool {
-        self.frozen
+        match self {
+            Self::Private { frozen, .. } => *frozen,
+            Self::Shared(held) => held.is_none(),
+        }
     }
 }
 
 impl Drop for Write<'_> {
     fn drop(&mut self) {
-        self.gate.leave();
+        if let Self::Private { gate, .. } = self {
+            gate.count_out();
+        }
     }
 }
 
@@ -91,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_writer_keeps_the_map_busy() {
-        let gate = WriteGate::new();
+        let gate = WriteGate::new(None);
         let write = gate.enter();
         assert_eq!(gate.freeze(HandleMode::ReadWrite), Err(FreezeError::Busy));
         drop(write);
@@ -102,7 +142,7 @@ mod tests {
 
     #[test]
     fn frozen_beats_busy() {
-        let gate = WriteGate::new();
+        let gate = WriteGate::new(None);
         gate.freeze(HandleMode::WriteOnly).unwrap();
         let _write = gate.enter();
         assert_eq!(gate.freeze(HandleMode::ReadWrite), Err(FreezeError::NotWritable));
@@ -110,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_long_writer_is_refused_without_being_counted() {
-        let gate = WriteGate::new();
+        let gate = WriteGate::new(None);
         assert!(gate.try_enter());
         assert_eq!(gate.freeze(HandleMode::ReadWrite), Err(FreezeError::Busy));
         gate.leave();
@@ -129,7 +169,7 @@ mod loom_tests {
     #[test]
     fn loom_nothing_is_written_once_the_map_is_frozen() {
         loom::model(|| {
-            let shared = Arc::new((WriteGate::new(), AtomicU64::new(0)));
+            let shared = Arc::new((WriteGate::new(None), AtomicU64::new(0)));
             let writer = loom::thread::spawn({
                 let shared = Arc::clone(&shared);
                 move || {

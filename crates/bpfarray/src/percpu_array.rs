@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bpfarray_core::Errno;
 use bpfarray_core::attr::{CreateError, MapType};
@@ -9,6 +10,7 @@ use bpfarray_core::map::{FreezeError, UpdateError};
 
 use crate::cpu::possible_cpus;
 use crate::element::{Element, Integer, ShapeError, TypedMap, check_shape, create, wrapping_add};
+use crate::file::MapFile;
 use crate::lane::Lane;
 use crate::map::Map;
 use crate::memory::Memory;
@@ -38,6 +40,8 @@ use crate::memory::Memory;
 pub struct PercpuArray<T> {
     /// Exactly the elements of each CPU.
     values: Box<[Memory]>,
+    /// Of a map that other processes share.
+    file: Option<Arc<MapFile>>,
     map: TypedMap,
     element: PhantomData<fn() -> T>,
 }
@@ -90,7 +94,8 @@ impl<T: Element> PercpuArray<T> {
 
     fn over(map: Map) -> Self {
         let map = TypedMap::new(map);
-        Self { values: map.area().percpu().into(), map, element: PhantomData }
+        let file = map.map().inner.gate.file().cloned();
+        Self { values: map.area().percpu().into(), file, map, element: PhantomData }
     }
 
     /// The map under the array.
@@ -150,6 +155,8 @@ impl<T: Element> PercpuArray<T> {
     /// Needs no atomic read-modify-write: no other thread has the lane. `change` itself is in it, so what it
     /// does to the same element, by [`PercpuArray::add`] or otherwise, is overwritten; and if it waits
     /// for another thread, that one must not need a lane.
+    /// If other processes share the map, `change` must not touch another shared map either, whose lane
+    /// another process could hold while it waits for this one's.
     #[inline]
     pub fn update(
         &self,
@@ -158,10 +165,16 @@ impl<T: Element> PercpuArray<T> {
         change: impl FnOnce(T) -> T,
     ) -> Result<(), UpdateError> {
         self.map.check_writable()?;
-        self.values
-            .get(lane.cpu() as usize)
-            .and_then(|values| values.write_elem(index, change(values.read_elem(index)?)))
-            .ok_or_else(|| self.map().no_index(index))
+        let values = self.values.get(lane.cpu() as usize);
+        let write = || values?.write_elem(index, change(values?.read_elem(index)?));
+        match &self.file {
+            None => write(),
+            Some(file) => {
+                let _held = file.claim(lane.cpu());
+                write()
+            }
+        }
+        .ok_or_else(|| self.map().no_index(index))
     }
 
     /// Ends writing to the map, by this array and by handles. Programs may still write.

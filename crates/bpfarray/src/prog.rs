@@ -110,9 +110,15 @@ impl MapRef {
         if value.len() != self.value_size() as usize {
             return Err(UpdateError::Buffer(u64::from(self.value_size())));
         }
-        let memory = match &self.inner.contents {
-            Contents::Array => Some(self.inner.area.payload()),
-            Contents::PercpuArray => self.inner.area.percpu().get(lane.cpu() as usize),
+        if self.is_read_only_file() {
+            return Err(UpdateError::NotWritable);
+        }
+        let (memory, _held) = match &self.inner.contents {
+            Contents::Array => (Some(self.inner.area.payload()), None),
+            Contents::PercpuArray => {
+                let held = self.inner.gate.file().and_then(|file| file.claim(lane.cpu()));
+                (self.inner.area.percpu().get(lane.cpu() as usize), held)
+            }
             Contents::Programs(_)
             | Contents::Events(_)
             | Contents::Cgroups(_)
@@ -219,13 +225,19 @@ impl MapRef {
         })
     }
 
+    /// What is written to a file that was opened for reading only would go nowhere.
+    fn is_read_only_file(&self) -> bool {
+        self.inner.gate.file().is_some_and(|file| file.is_read_only())
+    }
+
     /// What programs may touch: the values, on every CPU where there are several, and the `pptrs`
     /// table or the addresses of inner maps; nothing of other maps of objects. Inner maps have regions of
     /// their own.
     pub fn regions(&self) -> Vec<Region> {
         let (elem_size, value_size) = (self.layout().elem_size(), self.value_size());
         let readable = !self.map_flags().contains(MapFlags::WRONLY_PROG);
-        let writable = !self.map_flags().contains(MapFlags::RDONLY_PROG);
+        let writable =
+            !self.map_flags().contains(MapFlags::RDONLY_PROG) && !self.is_read_only_file();
         let values = |memory: &Memory| Region {
             memory: memory.clone(),
             elem_size,

@@ -21,6 +21,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 use rustix::param::page_size;
 
 use crate::cpu::possible_cpus;
+use crate::file::{Protection, Source};
 use crate::memory::Memory;
 
 /// Bytes from one window to the next, where there is room.
@@ -191,6 +192,8 @@ unsafe fn inaccessible(at: Option<NonNull<u8>>, len: usize) -> Result<NonNull<u8
 pub(crate) struct Extent {
     windows: &'static Windows,
     range: Range<usize>,
+    /// Of mapped files, one for each CPU.
+    protections: Vec<Protection>,
 }
 
 impl Extent {
@@ -200,8 +203,26 @@ impl Extent {
     }
 
     fn new_in(windows: &'static Windows, len: u64) -> Result<Arc<Self>, Errno> {
-        let extent = Self { windows, range: windows.allocate(len)? };
+        let extent = Self { windows, range: windows.allocate(len)?, protections: Vec::new() };
         windows.enable(&extent.range)?;
+        Ok(Arc::new(extent))
+    }
+
+    /// `len` bytes of a file in each CPU's window, from the page at `offset_of(cpu)` on.
+    pub(crate) fn of_file(
+        len: u64,
+        source: &Source,
+        offset_of: impl Fn(u32) -> u64,
+    ) -> Result<Arc<Self>, Errno> {
+        let windows = Windows::get()?;
+        let range = windows.allocate(len)?;
+        let mut extent = Self { windows, range, protections: Vec::new() };
+        for cpu in 0..windows.cpus {
+            let at = windows.at(cpu, extent.range.start)?;
+            // SAFETY: the range was allocated for this extent, which nobody else has seen.
+            let mapped = unsafe { source.map(Some(at), extent.range.len(), offset_of(cpu)) };
+            extent.protections.push(mapped?.1);
+        }
         Ok(Arc::new(extent))
     }
 
@@ -222,6 +243,7 @@ impl Extent {
 
 impl Drop for Extent {
     fn drop(&mut self) {
+        self.protections.clear();
         self.windows.release(self.range.clone());
     }
 }

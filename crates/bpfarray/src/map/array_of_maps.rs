@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
+use bpfarray_core::map::Kind;
 use bpfarray_core::map::array_of_maps::{InnerError, meta_equal};
 use bpfarray_core::{Errno, Layout};
 
@@ -104,6 +105,10 @@ impl MapArray {
     /// Puts a map into a slot.
     pub(crate) fn insert(self: &Arc<Self>, index: u32, map: MapRef) -> Result<(), InnerError> {
         meta_equal(&self.template, map.layout())?;
+        // A program claims the lanes of its shared maps before it runs, and cannot know of this one.
+        if map.inner.gate.file().is_some() && map.layout().kind() == Kind::PercpuArray {
+            return Err(InnerError::Unsupported);
+        }
         let mut writer = lock(&self.writer);
         let uses = writer.uses.entry(map.addr()).or_insert(0);
         *uses += 1;

@@ -17,7 +17,7 @@ use bpfarray_core::map::{FreezeError, HandleMode};
 
 pub use self::info::MapInfo;
 pub(crate) use self::reference::Contents;
-use self::reference::Inner;
+pub(crate) use self::reference::Inner;
 pub use self::reference::MapRef;
 
 /// Values with a `bpf_spin_lock` do not exist yet.

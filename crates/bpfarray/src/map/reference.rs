@@ -15,6 +15,7 @@ use super::{File, Map};
 use crate::area::Area;
 use crate::cgroup::Cgroup;
 use crate::cpu::possible_cpus;
+use crate::file::MapFile;
 use crate::gate::WriteGate;
 use crate::object::EventObject;
 use crate::rcu;
@@ -65,10 +66,22 @@ impl Inner {
         layout: Layout,
         inner: Option<&MapRef>,
     ) -> Result<Self, CreateError> {
-        static LAST_ID: AtomicU32 = AtomicU32::new(0);
         let needed = layout.window_len().saturating_mul(u64::from(possible_cpus()));
         let no_memory = CreateError::NoMemory(needed.saturating_add(layout.payload_len()));
         let area = Area::allocate(&layout).map_err(|_| no_memory)?;
+        Self::assemble(attr, layout, area, inner, None)
+    }
+
+    /// A map from its parts.
+    fn assemble(
+        attr: &MapAttr,
+        layout: Layout,
+        area: Area,
+        inner: Option<&MapRef>,
+        file: Option<Arc<MapFile>>,
+    ) -> Result<Self, CreateError> {
+        static LAST_ID: AtomicU32 = AtomicU32::new(0);
+        let no_memory = CreateError::NoMemory(layout.payload_len());
         let contents = Contents::create(&layout, &area, inner).map_err(|_| no_memory)?;
         // Bytes from 0x80 on that are allowed in a name are Latin-1 letters.
         let name = attr.check_name()?.iter().map(|&byte| char::from(byte)).collect();
@@ -76,7 +89,7 @@ impl Inner {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| last.checked_add(1))
             .map_err(|_| no_memory)?
             + 1;
-        let (gate, users) = (WriteGate::new(), AtomicU64::new(0));
+        let (gate, users) = (WriteGate::new(file), AtomicU64::new(0));
         Ok(Self { id, name, attr: *attr, layout, area, contents, gate, users })
     }
 }
@@ -107,6 +120,16 @@ impl Contents {
 impl MapRef {
     pub(super) fn new(inner: Inner) -> Self {
         Self { inner: Arc::new(inner) }
+    }
+
+    /// A map over memory that a file has.
+    pub(crate) fn over_file(
+        attr: &MapAttr,
+        layout: Layout,
+        area: Area,
+        file: Arc<MapFile>,
+    ) -> Result<Self, CreateError> {
+        Inner::assemble(attr, layout, area, None, Some(file)).map(Self::new)
     }
 
     /// A new handle to the map, with a mode of its own. It is a user again, also of a map that had none

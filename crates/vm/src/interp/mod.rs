@@ -13,7 +13,7 @@ pub(crate) mod tests;
 
 use std::sync::Arc;
 
-use bpfarray::{Lane, MapRef};
+use bpfarray::{Lane, MapRef, SharedLanes};
 
 pub(crate) use code::Code;
 pub(crate) use exec::MAX_LOOPS;
@@ -35,6 +35,7 @@ pub(crate) struct Environment {
     /// Name of the program.
     name: Arc<str>,
     regions: Regions,
+    shared: SharedLanes,
     helpers: Arc<HelperSet>,
     fuel: u64,
 }
@@ -43,7 +44,9 @@ impl Environment {
     /// An environment with these maps and helpers, and [`DEFAULT_FUEL`].
     pub(crate) fn new(name: &str, maps: &[MapRef], helpers: &Arc<HelperSet>) -> Self {
         let regions = Regions::new(maps);
-        Self { name: name.into(), regions, helpers: Arc::clone(helpers), fuel: DEFAULT_FUEL }
+        let shared = SharedLanes::of(maps);
+        let (name, helpers) = (name.into(), Arc::clone(helpers));
+        Self { name, regions, shared, helpers, fuel: DEFAULT_FUEL }
     }
 
     /// The same environment, where a run may take about `fuel` instructions.
@@ -74,7 +77,7 @@ pub(crate) fn run(
         Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
     let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
     let mut machine = Machine::new(code, environment, context, &lane, stack);
-    let result = machine.exec(0, args);
+    let result = environment.shared.run(&lane, || machine.exec(0, args));
     machine.into_stack().put_back();
     result
 }

@@ -1,0 +1,181 @@
+//! Map files: maps whose memory several processes share.
+//!
+//! `docs/format.md` describes the file byte by byte. What it says about itself is read and judged
+//! once, when it is opened; afterwards only values, lanes and two words of the header are looked at.
+
+mod disk;
+mod error;
+mod header;
+mod lanes;
+mod lock;
+mod mapping;
+mod open;
+mod seat;
+mod set;
+mod sigbus;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use bpfarray_core::map::{FreezeError, HandleMode, check_freeze};
+
+use self::header::{FROZEN_OFFSET, GENERATION_OFFSET, Geometry, LANE_STRIDE};
+use self::lanes::{Lanes, Slots};
+use self::lock::{LockKind, try_lock};
+use self::seat::Seat;
+use crate::cpu::{current_cpu, possible_cpus};
+use crate::memory::Memory;
+
+pub use self::error::FileError;
+pub use self::header::HeaderError;
+pub(crate) use self::lanes::Held;
+pub(crate) use self::mapping::{Protection, Source};
+pub use self::set::SharedLanes;
+
+/// The byte whose lock tells other processes that one has a writable typed array. No file is that
+/// long, so the lock covers no data.
+const LONG_WRITERS: u64 = (1 << 62) - 1;
+
+/// The file under a map, opened once in a process.
+pub(crate) struct MapFile {
+    /// Device and inode.
+    key: (u64, u64),
+    source: Source,
+    geometry: Geometry,
+    /// The first page.
+    header: Memory,
+    /// None in a file that was opened for reading only.
+    lanes: Option<Lanes<LaneWords, Seat>>,
+    /// Typed arrays of this process that can write.
+    long_writers: Mutex<u32>,
+}
+
+/// The lane area of a file.
+struct LaneWords(Memory);
+
+impl Slots for LaneWords {
+    fn count(&self) -> u32 {
+        possible_cpus()
+    }
+
+    #[inline]
+    fn replace(&self, lane: u32, old: u64, new: u64) -> u64 {
+        let at = lane as usize * LANE_STRIDE as usize;
+        // There is a word for every possible CPU. A lane of another one guards no values, so
+        // nothing is lost if it is as good as free.
+        self.0.compare_exchange(at, size_of::<u64>(), old, new).unwrap_or(old)
+    }
+
+    #[inline]
+    fn free(&self, lane: u32) {
+        let at = lane as usize * LANE_STRIDE as usize;
+        let _ = self.0.store_release(at, size_of::<u64>(), 0);
+    }
+}
+
+/// A number for the calling thread that no other thread of the process has.
+#[inline]
+fn thread_number() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    thread_local! {
+        static NUMBER: u32 = LAST.fetch_add(1, Ordering::Relaxed);
+    }
+    NUMBER.with(|number| *number)
+}
+
+impl MapFile {
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.lanes.is_none()
+    }
+
+    /// Waits for the lane of a CPU, and keeps it from all other processes and threads.
+    #[inline]
+    pub(crate) fn claim(&self, cpu: u32) -> Option<Held<'_>> {
+        self.lanes.as_ref().map(|lanes| lanes.claim(cpu, thread_number()))
+    }
+
+    /// Begins to write through a handle, or says that nobody may.
+    pub(crate) fn enter(&self) -> Option<Held<'_>> {
+        let lanes = self.lanes.as_ref()?;
+        let held = lanes.claim_any(current_cpu(), thread_number());
+        // A freezer sets the word and then waits for each lane once.
+        (!self.is_frozen()).then_some(held)
+    }
+
+    /// Counts in one more long writer.
+    pub(crate) fn try_enter(&self) -> bool {
+        let mut writers = self.long_writers.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_read_only() {
+            return false;
+        }
+        if *writers == 0 && !self.lock(LockKind::Shared) {
+            // Somebody is freezing the map.
+            return false;
+        }
+        if self.is_frozen() {
+            if *writers == 0 {
+                self.lock(LockKind::None);
+            }
+            return false;
+        }
+        *writers += 1;
+        true
+    }
+
+    pub(crate) fn leave(&self) {
+        let mut writers = self.long_writers.lock().unwrap_or_else(PoisonError::into_inner);
+        *writers -= 1;
+        if *writers == 0 {
+            self.lock(LockKind::None);
+        }
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.header.load_acquire(FROZEN_OFFSET, size_of::<u64>()).is_ok_and(|frozen| frozen != 0)
+    }
+
+    pub(crate) fn freeze(&self, mode: HandleMode) -> Result<(), FreezeError> {
+        let writers = self.long_writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lanes) = &self.lanes else { return Err(FreezeError::NotWritable) };
+        let thread = thread_number();
+        let busy = u64::from(*writers) + u64::from(lanes.is_held_by(thread));
+        check_freeze(mode, self.is_frozen(), busy)?;
+        if !self.lock(LockKind::Exclusive) {
+            return Err(if self.is_frozen() {
+                FreezeError::NotWritable
+            } else {
+                FreezeError::Busy
+            });
+        }
+        let result = check_freeze(mode, self.is_frozen(), 0);
+        if result.is_ok() {
+            let _ = self.header.store_release(FROZEN_OFFSET, size_of::<u64>(), 1);
+            let _ = self.header.fetch_add(GENERATION_OFFSET, size_of::<u64>(), 1);
+            lanes.synchronize(thread);
+        }
+        self.lock(LockKind::None);
+        result
+    }
+
+    /// Changes the lock on [`LONG_WRITERS`]. A lock that the file system refuses is not held.
+    fn lock(&self, kind: LockKind) -> bool {
+        try_lock(&self.source.file, LONG_WRITERS, kind).unwrap_or(false)
+    }
+
+    fn file(&self) -> &File {
+        &self.source.file
+    }
+
+    fn has_lost_pages(&self) -> bool {
+        let lost: &AtomicBool = &self.source.lost;
+        lost.load(Ordering::Relaxed)
+    }
+
+    fn read_btf(&self) -> std::io::Result<Vec<u8>> {
+        let mut btf = vec![0; self.geometry.btf_len as usize];
+        self.file().read_exact_at(&mut btf, self.geometry.btf_offset)?;
+        Ok(btf)
+    }
+}

@@ -1,0 +1,281 @@
+//! What [`Map`] can do with files.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bpfarray_core::attr::{CreateError, MapAttr};
+use bpfarray_core::map::{HandleMode, Kind};
+use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
+use rustix::param::page_size;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::disk::{self, Content};
+use super::error::FileError;
+use super::header::{Header, HeaderError, PAGE, Shape};
+use super::lanes::Lanes;
+use super::seat::Seat;
+use super::{LaneWords, MapFile, Source};
+use crate::area::Area;
+use crate::cpu::possible_cpus;
+use crate::map::{Inner, Map, MapRef};
+use crate::window::Extent;
+
+/// The map files that are open in this process, so that a file opened twice is one map.
+static OPEN: Mutex<Vec<OpenFile>> = Mutex::new(Vec::new());
+
+struct OpenFile {
+    key: (u64, u64),
+    read_only: bool,
+    map: Weak<Inner>,
+}
+
+impl Map {
+    /// Creates a map whose memory is a new file, readable and writable for this user only.
+    ///
+    /// Values are zero and take up no space before they are written. Lookups are masked against
+    /// Spectre v1. The file appears under its name when it is complete.
+    ///
+    /// ```
+    /// use bpfarray::attr::{MapAttr, MapType};
+    /// use bpfarray::{HandleMode, Map};
+    /// # let dir = std::env::temp_dir().join(format!("bpfarray-doc-{}", std::process::id()));
+    /// # std::fs::create_dir(&dir)?;
+    /// # let path = dir.join("limits");
+    /// let sizes = MapAttr { key_size: 4, value_size: 8, max_entries: 4, ..MapAttr::default() };
+    /// let map = Map::create_file(&path, &MapAttr { map_type: MapType::ARRAY, ..sizes })?;
+    /// map.update_elem(1, &1500u64.to_ne_bytes(), 0)?;
+    ///
+    /// // The same, or another process:
+    /// let map = Map::open_file(&path, HandleMode::ReadOnly)?;
+    /// let mut value = [0; 8];
+    /// map.lookup_elem(1, &mut value, 0)?;
+    /// assert_eq!(u64::from_ne_bytes(value), 1500);
+    /// # std::fs::remove_dir_all(dir)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`FileError::Machine`]; [`FileError::Header`] for attributes no map can have;
+    /// [`FileError::Io`], among others if there is such a file already.
+    pub fn create_file(path: impl AsRef<Path>, attr: &MapAttr) -> Result<Self, FileError> {
+        Self::create_file_with_btf(path, attr, &[])
+    }
+
+    /// Creates a map file that also holds the BTF its type ids refer to.
+    ///
+    /// # Errors
+    /// As [`Map::create_file`].
+    pub fn create_file_with_btf(
+        path: impl AsRef<Path>,
+        attr: &MapAttr,
+        btf: &[u8],
+    ) -> Result<Self, FileError> {
+        let path = path.as_ref();
+        let (content, mode) = content(path, attr, btf)?;
+        adopt(path, disk::create(path, &content)?, mode, false)
+    }
+
+    /// Creates a map that other processes can get from this one, with [`Map::as_fd`] and
+    /// [`Map::from_fd`]: a file in memory, without a name, sealed so that nobody can make it
+    /// shorter or longer.
+    ///
+    /// # Errors
+    /// As [`Map::create_file`].
+    pub fn create_shared(attr: &MapAttr) -> Result<Self, FileError> {
+        let path = Path::new("memfd");
+        let (content, mode) = content(path, attr, &[])?;
+        let name = attr.map_name.iter().take_while(|&&b| b != 0).map(|&b| char::from(b));
+        let file = disk::create_memfd(&name.collect::<String>(), &content)?;
+        adopt(path, file, mode, false)
+    }
+
+    /// Opens a map file.
+    ///
+    /// Opened for reading only, the file needs no write permission, and programs cannot change
+    /// values either. Opening a file that this process has open gives another handle to the same
+    /// map.
+    ///
+    /// # Errors
+    /// [`FileError::Machine`]; [`FileError::Io`]; [`FileError::NotRegular`]; [`FileError::Header`]
+    /// for a file that is no map file or lies about itself.
+    ///
+    /// # Concurrency
+    /// After `fork` without `exec`, the child must not use the maps of its parent but open the
+    /// files itself: the two would be one process to each other.
+    ///
+    /// # Kernel
+    /// `BPF_OBJ_GET`
+    #[doc(alias = "BPF_OBJ_GET")]
+    pub fn open_file(path: impl AsRef<Path>, mode: HandleMode) -> Result<Self, FileError> {
+        let path = path.as_ref();
+        let read_only = mode == HandleMode::ReadOnly;
+        adopt(path, open(path, read_only)?, mode, read_only)
+    }
+
+    /// The map of a file descriptor that another process passed on, by inheritance or through a
+    /// socket. It may only read if the descriptor may.
+    ///
+    /// # Errors
+    /// As [`Map::open_file`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, FileError> {
+        let path = disk::proc_path(fd.as_fd());
+        let flags = fcntl_getfl(&fd).map_err(FileError::io(&path, "use"))?;
+        let mode = match flags & OFlags::RWMODE {
+            OFlags::RDONLY => HandleMode::ReadOnly,
+            _ => HandleMode::ReadWrite,
+        };
+        // Locks belong to an opening of a file, and the other process keeps that one.
+        let read_only = mode == HandleMode::ReadOnly;
+        adopt(&path, open(&path, read_only)?, mode, read_only)
+    }
+
+    /// The open file under a map, for other processes to use with [`Map::from_fd`]; `None` for a
+    /// map that is private to this process. It is closed on `exec`.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.gate.file().map(|file| file.file().as_fd())
+    }
+
+    /// Gives the map's file another name on the same file system: a hard link.
+    ///
+    /// # Errors
+    /// [`FileError::Private`]; [`FileError::Io`], among others for a name that exists, and for
+    /// [shared maps](Map::create_shared), which can have no name.
+    ///
+    /// # Kernel
+    /// `BPF_OBJ_PIN`
+    #[doc(alias = "BPF_OBJ_PIN")]
+    pub fn pin(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
+        let path = path.as_ref();
+        let fd = self.as_fd().ok_or(FileError::Private)?;
+        disk::link_open_file(fd, path).map_err(FileError::io(path, "pin"))
+    }
+
+    /// Whether values were lost because somebody truncated the file, or the disk was full. From
+    /// then on this process sees zeros in their place, and what it writes there nobody else sees.
+    pub fn has_lost_pages(&self) -> bool {
+        self.inner.gate.file().is_some_and(|file| file.has_lost_pages())
+    }
+
+    /// The BTF that the map's file holds, which may be none.
+    ///
+    /// # Errors
+    /// [`FileError::Private`], [`FileError::Io`].
+    pub fn read_btf(&self) -> Result<Vec<u8>, FileError> {
+        let file = self.inner.gate.file().ok_or(FileError::Private)?;
+        file.read_btf().map_err(FileError::io(Path::new(self.name()), "read BTF of the map"))
+    }
+}
+
+/// What a new file holds, and the mode of the handle to it.
+fn content<'a>(
+    path: &Path,
+    attr: &MapAttr,
+    btf: &'a [u8],
+) -> Result<(Content<'a>, HandleMode), FileError> {
+    check_machine()?;
+    let cpus = possible_cpus();
+    let shape = Shape::of(attr, cpus, btf.len() as u64).map_err(FileError::header(path))?;
+    let content = Content {
+        header: Header::of(&shape, cpus),
+        btf,
+        btf_offset: shape.geometry.btf_offset,
+        file_len: shape.geometry.file_len,
+    };
+    Ok((content, HandleMode::of(attr.map_flags)))
+}
+
+fn check_machine() -> Result<(), FileError> {
+    let fits = cfg!(target_endian = "little") && page_size() as u64 == PAGE;
+    if fits { Ok(()) } else { Err(FileError::Machine) }
+}
+
+fn open(path: &Path, read_only: bool) -> Result<File, FileError> {
+    check_machine()?;
+    // Opening a pipe must not wait for its other end.
+    let file = File::options()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(FileError::io(path, "open"))?;
+    Ok(file)
+}
+
+/// The map in an open file that nobody else uses in this process.
+fn adopt(path: &Path, file: File, mode: HandleMode, read_only: bool) -> Result<Map, FileError> {
+    let metadata = file.metadata().map_err(FileError::io(path, "open"))?;
+    if !metadata.is_file() {
+        return Err(FileError::NotRegular(path.to_owned()));
+    }
+    let key = (metadata.dev(), metadata.ino());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|other| other.map.strong_count() > 0);
+    let same = open.iter().find(|other| other.key == key && other.read_only == read_only);
+    if let Some(inner) = same.and_then(|other| other.map.upgrade()) {
+        return Ok(MapRef { inner }.with_mode(mode));
+    }
+    let shape = read_shape(path, &file, metadata.len())?;
+    let map = map_file(path, Arc::new(file), key, read_only, &shape)?;
+    open.push(OpenFile { key, read_only, map: Arc::downgrade(&map.inner) });
+    Ok(map.with_mode(mode))
+}
+
+fn read_shape(path: &Path, file: &File, len: u64) -> Result<Shape, FileError> {
+    if len < PAGE {
+        return Err(FileError::header(path)(HeaderError::Short(len)));
+    }
+    let mut header = Header::new_zeroed();
+    file.read_exact_at(header.as_mut_bytes(), 0).map_err(FileError::io(path, "read"))?;
+    header.check(len, possible_cpus()).map_err(FileError::header(path))
+}
+
+fn map_file(
+    path: &Path,
+    file: Arc<File>,
+    key: (u64, u64),
+    read_only: bool,
+    shape: &Shape,
+) -> Result<MapRef, FileError> {
+    let Shape { attr, layout, geometry } = shape;
+    let no_memory = || FileError::create(path)(CreateError::NoMemory(geometry.file_len));
+    let sealed = fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+    let source = Source {
+        file: Arc::clone(&file),
+        shared: !read_only,
+        sealed,
+        lost: Arc::new(AtomicBool::new(false)),
+    };
+    let len = usize::try_from(geometry.file_len).map_err(|_| no_memory())?;
+    let whole = source.memory(len).map_err(FileError::errno_of(path, "map"))?;
+    let part =
+        |offset: u64, len: u64| whole.view(offset as usize, len as usize).map_err(|_| no_memory());
+    let header = part(0, PAGE)?;
+    let lanes = match read_only {
+        true => None,
+        false => {
+            let seat = Seat::take(&file).map_err(FileError::io(path, "lock"))?;
+            let words = LaneWords(part(geometry.lanes_offset, geometry.lanes_len)?);
+            Some(Lanes::new(words, seat))
+        }
+    };
+    let area = match layout.kind() {
+        Kind::PercpuArray => {
+            Extent::of_file(layout.window_len(), &source, |cpu| geometry.cpu_offset(cpu))
+                .and_then(|extent| Area::allocate_over(layout, Some(extent)))
+        }
+        // Files of other maps have no geometry.
+        Kind::Array
+        | Kind::ProgArray
+        | Kind::PerfEventArray
+        | Kind::CgroupArray
+        | Kind::ArrayOfMaps => Area::over(layout, whole, None),
+    }
+    .map_err(FileError::errno_of(path, "map"))?;
+    let file =
+        MapFile { key, source, geometry: *geometry, header, lanes, long_writers: Mutex::new(0) };
+    MapRef::over_file(attr, *layout, area, Arc::new(file)).map_err(FileError::create(path))
+}
