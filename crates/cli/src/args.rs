@@ -91,10 +91,11 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) output: Output,
 
-    /// Show every element: also those that are all zero, and those beyond the first 64 MiB of a map
+    /// Show every element: also those that are all zero, and those beyond the first 32 MiB of text
     ///
-    /// Without it, tables leave out elements that are all zero; JSON has them. Of a map with more than
-    /// 64 MiB of values both show the first ones only; JSON counts the others as `elements_not_shown`.
+    /// Without it, tables leave out elements that are all zero; JSON has them. Of a map that would become
+    /// more than about 32 MiB of JSON, both show the first elements only; JSON counts the others as
+    /// `elements_not_shown`. Tables look for elements that are not zero in the first 64 MiB of values.
     #[arg(long)]
     pub(crate) all: bool,
 }
@@ -162,7 +163,10 @@ pub(crate) struct DumpArgs {
     /// Compiled BPF object
     pub(crate) object: PathBuf,
 
-    /// Program to print, by the name of its function [default: all]
+    /// Program to print, by the name of its function [default: all that can be made]
+    ///
+    /// In JSON, it is the list of its instructions. All programs are a list with `name`, `type` and `insns`
+    /// of each, or an `error` where a program cannot be made.
     #[arg(long, value_name = "NAME")]
     pub(crate) prog: Option<String>,
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use bpfarray_core::btf::BtfError;
 use bpfarray_vm::context::ContextError;
-use bpfarray_vm::elf::{LoadError, ProgramSpec};
+use bpfarray_vm::elf::LoadError;
 use bpfarray_vm::fault::Fault;
 use bpfarray_vm::prog_type::ProgType;
-use bpfarray_vm::{LoadObjectError, ProgramError, SourceLine};
+use bpfarray_vm::{Loaded, MapError, Program, ProgramError, SourceLine};
 
 use crate::clean::Clean;
 use crate::packets::CaptureError;
@@ -25,7 +25,7 @@ pub enum Error {
         problem: Problem,
     },
     /// The output cannot be written.
-    #[error("cannot write the output: {0}")]
+    #[error("cannot write the output: {}", plain(.0))]
     Output(#[from] io::Error),
 }
 
@@ -33,6 +33,16 @@ impl Error {
     /// Whether the reader of the output has gone, who needs not be told.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl Error {
+    /// What is wrong, without the file's name.
+    pub(crate) fn problem(&self) -> String {
+        match self {
+            Self::File { problem, .. } => problem.to_string(),
+            Self::Output(_) => self.to_string(),
+        }
     }
 }
 
@@ -44,16 +54,18 @@ pub struct Problem(Box<Kind>);
 /// What can be wrong with a file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Kind {
-    #[error(transparent)]
+    #[error("{}", plain(.0))]
     Io(#[from] io::Error),
+    #[error("longer than {limit} MiB, the limit for such files")]
+    TooLong { limit: u64 },
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
     Btf(#[from] BtfError),
     #[error(transparent)]
-    Object(#[from] LoadObjectError),
-    #[error(transparent)]
-    Program(#[from] ProgramError),
+    Map(#[from] MapError),
+    #[error("{}{error}", in_section(.section))]
+    Program { section: Option<String>, error: ProgramError },
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error(transparent)]
@@ -70,27 +82,60 @@ pub(crate) enum Kind {
     NeedsPacket { program: String, prog_type: ProgType },
     #[error("program '{program}' is of type {prog_type} and takes no packets, only --ctx-in")]
     TakesNoPacket { program: String, prog_type: ProgType },
-    #[error("section '{section}', program '{program}'{}: {fault}{}", in_packet(*.packet), at(.line))]
+    #[error("section '{section}', program '{program}', {}{fault}{}", in_packet(*.packet), at(.line))]
     Fault {
         section: String,
         program: String,
         /// Which packet of a capture it ran on, counted from 1.
         packet: Option<usize>,
+        /// Without the name of its program.
         fault: Fault,
         line: Option<SourceLine>,
     },
 }
 
 impl Kind {
-    pub(crate) fn fault(
-        spec: &ProgramSpec,
-        packet: Option<usize>,
-        line: Option<&SourceLine>,
-        fault: Fault,
+    /// Why there is no such program; the section of some is not known to those who say so.
+    pub(crate) fn program(
+        error: ProgramError,
+        section: impl FnOnce(&str) -> Option<String>,
     ) -> Self {
-        let (section, program) = (spec.section.clone(), spec.name.clone());
-        Self::Fault { section, program, packet, fault, line: line.cloned() }
+        let section = match &error {
+            ProgramError::Verify { program, .. }
+            | ProgramError::Owner { program, .. }
+            | ProgramError::Xlate { program, .. } => section(program),
+            _ => None,
+        };
+        Self::Program { section, error }
     }
+
+    /// A fault of `ran`, or of another program that it has called.
+    pub(crate) fn fault(
+        loaded: &Loaded,
+        ran: &Program,
+        packet: Option<usize>,
+        mut fault: Fault,
+    ) -> Self {
+        let called = fault.program.take().and_then(|name| loaded.program(&name).ok());
+        let program = called.as_ref().unwrap_or(ran);
+        let line = program.source_line(fault.insn).cloned();
+        let program = program.name().to_owned();
+        let mut programs = loaded.programs().iter();
+        let section = programs.find(|spec| spec.name == program);
+        let section = section.map(|spec| spec.section.clone()).unwrap_or_default();
+        Self::Fault { section, program, packet, fault, line }
+    }
+}
+
+/// What an error of the system means, without its number.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
+    number.and_then(|number| text.strip_suffix(&number)).unwrap_or(&text).to_owned()
+}
+
+fn in_section(section: &Option<String>) -> String {
+    section.as_ref().map_or(String::new(), |section| format!("section '{section}', "))
 }
 
 fn list(names: &[String]) -> String {
@@ -98,7 +143,7 @@ fn list(names: &[String]) -> String {
 }
 
 fn in_packet(number: Option<usize>) -> String {
-    number.map_or(String::new(), |number| format!(", packet {number}"))
+    number.map_or(String::new(), |number| format!("packet {number}, "))
 }
 
 fn at(line: &Option<SourceLine>) -> String {

@@ -1,13 +1,14 @@
 //! Opening objects and choosing programs.
 
-use std::fs;
+use std::collections::HashMap;
 use std::path::Path;
 
 use bpfarray_core::btf::Btf;
 use bpfarray_vm::elf::{Object, ParseOptions, ProgramSpec};
-use bpfarray_vm::{LoadOptions, Loaded};
+use bpfarray_vm::{LoadObjectError, LoadOptions, Loaded, Program};
 
 use crate::error::{Error, InFile, Kind};
+use crate::input::{self, FILE_LIMIT};
 use crate::report::MapView;
 
 /// Reads an object and makes its maps. CO-RE relocations are about the types of `btf`, if given.
@@ -15,7 +16,25 @@ use crate::report::MapView;
 /// # Errors
 /// [`Error::File`]
 pub(crate) fn load(path: &Path, btf: Option<&Path>) -> Result<Loaded, Error> {
-    parse(path, btf)?.load(&LoadOptions::default()).in_file(path)
+    let object = parse(path, btf)?;
+    let section = |spec: &ProgramSpec| (spec.name.clone(), spec.section.clone());
+    let sections: HashMap<_, _> = object.programs().iter().map(section).collect();
+    let loaded = object.load(&LoadOptions::default()).map_err(|error| match error {
+        LoadObjectError::Map(error) => Kind::from(error),
+        LoadObjectError::Program(error) => {
+            Kind::program(error, |program| sections.get(program).cloned())
+        }
+    });
+    loaded.in_file(path)
+}
+
+/// Makes a program of an object ready to run.
+///
+/// # Errors
+/// [`Error::File`] if it cannot be.
+pub(crate) fn program(loaded: &Loaded, spec: &ProgramSpec, path: &Path) -> Result<Program, Error> {
+    let program = loaded.program(&spec.name);
+    program.map_err(|error| Kind::program(error, |_| Some(spec.section.clone()))).in_file(path)
 }
 
 /// Reads an object.
@@ -23,8 +42,8 @@ pub(crate) fn load(path: &Path, btf: Option<&Path>) -> Result<Loaded, Error> {
 /// # Errors
 /// [`Error::File`]
 pub(crate) fn parse(path: &Path, btf: Option<&Path>) -> Result<Object, Error> {
-    let bytes = fs::read(path).in_file(path)?;
-    let target = btf.map(|path| Btf::parse(&fs::read(path).in_file(path)?).in_file(path));
+    let bytes = input::read(path, FILE_LIMIT)?;
+    let target = btf.map(|path| Btf::parse(&input::read(path, FILE_LIMIT)?).in_file(path));
     let target = target.transpose()?;
     Object::parse_with(&bytes, &ParseOptions { target_btf: target.as_ref() }).in_file(path)
 }

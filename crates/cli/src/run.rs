@@ -1,16 +1,16 @@
 //! `bpfarray run`: a program on packets, then what it returned and what is in its maps.
 
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use bpfarray_vm::Program;
 use bpfarray_vm::context::{Context, ContextError};
 use bpfarray_vm::elf::ProgramSpec;
+use bpfarray_vm::{Loaded, Program};
 
 use crate::args::RunArgs;
 use crate::error::{Error, InFile, Kind};
+use crate::input::{self, CAPTURE_LIMIT, FILE_LIMIT};
 use crate::packets::Packets;
 use crate::progress::Progress;
 use crate::report::Run;
@@ -23,9 +23,9 @@ use crate::{object, report};
 pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Error> {
     let loaded = object::load(&args.object, args.btf.as_deref())?;
     let spec = object::choose(loaded.programs(), args.prog.as_deref(), &args.object)?;
-    let program = loaded.program(&spec.name).in_file(&args.object)?.with_fuel(args.fuel);
+    let program = object::program(&loaded, spec, &args.object)?.with_fuel(args.fuel);
     let input = Input::read(args, &program)?;
-    let run = execute(args, spec, &program, &input)?;
+    let run = execute(args, &loaded, spec, &program, &input)?;
     let maps = object::views(&loaded);
     if args.output.is_json() {
         report::json::write_run(out, &run, &maps, args.all, args.output.pretty)
@@ -48,19 +48,15 @@ struct Input<'a> {
 impl<'a> Input<'a> {
     fn read(args: &'a RunArgs, program: &Program) -> Result<Self, Error> {
         let ctx_in = args.ctx_in.as_deref();
-        let ctx_in = ctx_in.map(|path| fs::read(path).in_file(path)).transpose()?;
+        let ctx_in = ctx_in.map(|path| input::read(path, FILE_LIMIT)).transpose()?;
         let (pcap, data_in) = (args.input.pcap.as_deref(), args.input.data_in.as_deref());
         let path = pcap.or(data_in);
         check(program, path.is_some(), &args.object)?;
         let packets = match path {
-            Some(path) => {
-                let file = fs::read(path).in_file(path)?;
-                if pcap.is_some() {
-                    Packets::capture(&file).in_file(path)?
-                } else {
-                    Packets::single(&file)
-                }
+            Some(path) if pcap.is_some() => {
+                Packets::capture(&input::read(path, CAPTURE_LIMIT)?).in_file(path)?
             }
+            Some(path) => Packets::single(&input::read(path, FILE_LIMIT)?),
             None => Packets::single(&[]),
         };
         Ok(Self { packets, ctx_in, path, is_capture: pcap.is_some() })
@@ -84,6 +80,7 @@ fn check(program: &Program, has_packets: bool, object: &Path) -> Result<(), Erro
 
 fn execute<'a>(
     args: &RunArgs,
+    loaded: &Loaded,
     spec: &'a ProgramSpec,
     program: &Program,
     input: &Input<'_>,
@@ -91,7 +88,7 @@ fn execute<'a>(
     let mut run = Run::new(spec, program.prog_type());
     let mut context = None;
     let total = args.repeat.saturating_mul(input.packets.len() as u64);
-    let mut progress = Progress::new(total);
+    let progress = Progress::new(total);
     let started = Instant::now();
     for _ in 0..args.repeat {
         for (index, packet) in input.packets.iter().enumerate() {
@@ -100,7 +97,7 @@ fn execute<'a>(
                     let outcome = program.run(context);
                     let outcome = outcome.map_err(|fault| {
                         let packet = input.is_capture.then_some(index + 1);
-                        Kind::fault(spec, packet, program.source_line(fault.insn), fault)
+                        Kind::fault(loaded, program, packet, fault)
                     });
                     run.count(outcome.in_file(&args.object)?.retval());
                 }

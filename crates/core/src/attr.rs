@@ -247,7 +247,7 @@ pub enum CreateError {
     #[error("numa_node {0} is not online")]
     NumaNode(u32),
     /// The map type is unknown or not built in.
-    #[error("map type {} is not available", .0.0)]
+    #[error("map type {} is not available", type_name(*.0))]
     MapType(MapType),
     /// A map of descriptors whose `value_size` is not 4.
     #[error("value_size must be 4 for a map of descriptors, not {0}")]
@@ -291,6 +291,14 @@ pub enum CreateError {
     /// The name has a character that is not allowed, or no terminating NUL.
     #[error("map_name is not valid: only letters, digits, '_' and '.', at most 15 bytes")]
     Name,
+}
+
+/// A type's name, or the number of one that has none.
+fn type_name(map_type: MapType) -> impl core::fmt::Display {
+    core::fmt::from_fn(move |f| match map_type.name() {
+        Some(name) => f.write_str(name),
+        None => write!(f, "{}", map_type.0),
+    })
 }
 
 impl CreateError {
@@ -483,6 +491,13 @@ mod tests {
 
     fn check(attr: MapAttr) -> Result<(), CreateError> {
         attr.check(&Creator::default()).map(drop)
+    }
+
+    #[test]
+    fn a_type_that_is_missing_is_named_or_else_numbered() {
+        let text = |map_type| alloc::format!("{}", CreateError::MapType(map_type));
+        assert_eq!(text(MapType::HASH), "map type hash is not available");
+        assert_eq!(text(MapType(999)), "map type 999 is not available");
     }
 
     #[test]

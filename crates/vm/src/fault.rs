@@ -44,7 +44,7 @@ pub enum FaultKind {
         error: HelperError,
     },
     /// A call of a helper that does not exist.
-    #[error("call of unknown helper {}", numbered_name(*.0))]
+    #[error("call of {}", missing_helper(*.0))]
     UnknownHelper(u32),
     /// The run took more instructions than it was given.
     #[error("out of fuel")]
@@ -186,8 +186,12 @@ fn argument(arg: Option<usize>) -> String {
     arg.map_or_else(String::new, |arg| format!("argument {arg}: "))
 }
 
-fn numbered_name(id: u32) -> String {
-    format!("{}#{id}", helper_id::name(id).unwrap_or_default())
+/// What to say of a helper that programs cannot call: Linux's has a name, others may not exist at all.
+pub(crate) fn missing_helper(id: u32) -> String {
+    match helper_id::name(id) {
+        Some(name) => format!("helper {name}#{id}, which is not available here"),
+        None => format!("unknown helper #{id}"),
+    }
 }
 
 #[cfg(test)]
@@ -209,10 +213,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_helper_is_named_where_linux_has_it() {
+    fn a_helper_that_is_not_here_is_named_where_linux_has_it() {
         assert_eq!(
             FaultKind::UnknownHelper(12).to_string(),
-            "call of unknown helper bpf_tail_call#12"
+            "call of helper bpf_tail_call#12, which is not available here"
         );
         assert_eq!(FaultKind::UnknownHelper(9999).to_string(), "call of unknown helper #9999");
     }

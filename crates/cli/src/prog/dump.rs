@@ -13,17 +13,13 @@ use serde::ser::{SerializeStruct, Serializer};
 use crate::args::DumpArgs;
 use crate::clean::Clean;
 use crate::ctype::prototype;
-use crate::error::{Error, InFile};
+use crate::error::Error;
+use crate::object;
 use crate::report::Hex;
 
 /// A program's instructions, ready to be printed.
 #[derive(Serialize)]
-pub(super) struct Dump<'a> {
-    name: &'a str,
-    #[serde(rename = "type")]
-    prog_type: String,
-    insns: Vec<Entry>,
-}
+pub(super) struct Dump(Vec<Entry>);
 
 #[derive(Serialize)]
 struct Entry {
@@ -40,17 +36,13 @@ struct Entry {
     opcodes: Option<Opcodes>,
 }
 
-impl<'a> Dump<'a> {
+impl Dump {
     /// Makes a program ready to run and takes it apart.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot run.
-    pub(super) fn new(
-        loaded: &Loaded,
-        spec: &'a ProgramSpec,
-        args: &DumpArgs,
-    ) -> Result<Self, Error> {
-        let program = loaded.program(&spec.name).in_file(&args.object)?;
+    pub(super) fn new(loaded: &Loaded, spec: &ProgramSpec, args: &DumpArgs) -> Result<Self, Error> {
+        let program = object::program(loaded, spec, &args.object)?;
         let xlated = program.xlated();
         let maps = loaded.maps().map(|(spec, map)| (map.id(), spec.name.as_str())).collect();
         let functions = functions(&xlated, spec.code().map_or(&[], |code| &code.functions));
@@ -74,18 +66,13 @@ impl<'a> Dump<'a> {
                 opcodes: args.opcodes.then(|| Opcodes::new(&line)),
             });
         }
-        Ok(Self { name: &spec.name, prog_type: program.prog_type().to_string(), insns })
-    }
-
-    /// Serializes as bpftool does where there is a single program.
-    pub(super) fn insns(&self) -> impl Serialize {
-        &self.insns
+        Ok(Self(insns))
     }
 }
 
-impl Display for Dump<'_> {
+impl Display for Dump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for entry in &self.insns {
+        for entry in &self.0 {
             if let Some(proto) = &entry.proto {
                 writeln!(f, "{}:", Clean(proto))?;
             }

@@ -4,9 +4,11 @@ mod dump;
 
 use std::io::Write;
 
+use bpfarray_vm::Loaded;
 use serde::Serialize;
 
 use crate::args::{DumpArgs, Form, ObjectArgs};
+use crate::clean::Clean;
 use crate::error::Error;
 use crate::object;
 use crate::report::json;
@@ -52,27 +54,75 @@ pub(crate) fn show(args: &ObjectArgs, out: &mut dyn Write) -> Result<(), Error> 
     Ok(rows.write(out)?)
 }
 
-/// Prints the instructions of one program, or of all.
+/// Prints the instructions of one program, or of all that can be made.
 ///
 /// # Errors
-/// [`Error::File`] about the object, or the first program that cannot run; [`Error::Output`].
+/// [`Error::File`] about the object, the program that was asked for, or the first one if none can be
+/// made; [`Error::Output`].
 pub(crate) fn dump(args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
     let Form::Xlated = args.form;
     let loaded = object::load(&args.object, args.btf.as_deref())?;
-    let programs = match &args.prog {
-        Some(name) => vec![object::choose(loaded.programs(), Some(name), &args.object)?],
-        None => loaded.programs().iter().collect(),
-    };
-    let dump = |spec| Dump::new(&loaded, spec, args);
-    let dumps = programs.into_iter().map(dump).collect::<Result<Vec<_>, _>>()?;
-    match &dumps[..] {
-        [only] if args.output.is_json() => json::write(out, &only.insns(), args.output.pretty)?,
-        _ if args.output.is_json() => json::write(out, &dumps, args.output.pretty)?,
-        _ => {
-            for (at, dump) in dumps.iter().enumerate() {
-                write!(out, "{}{dump}", if at == 0 { "" } else { "\n" })?;
-            }
+    if let Some(name) = &args.prog {
+        let spec = object::choose(loaded.programs(), Some(name), &args.object)?;
+        let dump = Dump::new(&loaded, spec, args)?;
+        if args.output.is_json() {
+            json::write(out, &dump, args.output.pretty)?;
+        } else {
+            write!(out, "{dump}")?;
+        }
+        return Ok(());
+    }
+    let programs = dump_all(&loaded, args)?;
+    if args.output.is_json() {
+        return Ok(json::write(out, &programs, args.output.pretty)?);
+    }
+    for (at, program) in programs.iter().enumerate() {
+        out.write_all(if at == 0 { b"" } else { b"\n" })?;
+        match &program.code {
+            Code::Insns(dump) => write!(out, "{dump}")?,
+            Code::Error(error) => writeln!(out, "skipped: {}", Clean(error))?,
         }
     }
     Ok(())
+}
+
+/// One of several programs.
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a str,
+    /// `None` for a section that says nothing of its programs' type.
+    #[serde(rename = "type")]
+    prog_type: Option<String>,
+    #[serde(flatten)]
+    code: Code,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Code {
+    Insns(Dump),
+    /// Why there are none.
+    Error(String),
+}
+
+/// All programs, if one at least can be made.
+fn dump_all<'a>(loaded: &'a Loaded, args: &DumpArgs) -> Result<Vec<Listed<'a>>, Error> {
+    let mut programs = Vec::new();
+    let mut errors = Vec::new();
+    for spec in loaded.programs() {
+        let code = match Dump::new(loaded, spec, args) {
+            Ok(dump) => Code::Insns(dump),
+            Err(error) => {
+                let problem = error.problem();
+                errors.push(error);
+                Code::Error(problem)
+            }
+        };
+        let prog_type = spec.def.map(|def| def.prog_type.to_string());
+        programs.push(Listed { name: &spec.name, prog_type, code });
+    }
+    if errors.len() == programs.len() && !errors.is_empty() {
+        return Err(errors.swap_remove(0));
+    }
+    Ok(programs)
 }

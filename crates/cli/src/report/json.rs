@@ -110,7 +110,8 @@ fn is_zero(number: &u64) -> bool {
 impl<'a> MapReport<'a> {
     /// `all` shows the whole of maps that are larger than anybody would want.
     fn new(view: &'a MapView<'a>, all: bool) -> Self {
-        let shown = view.shown(all);
+        let readable = view.readable();
+        let shown = if all { readable } else { readable.min(view.fit()) };
         Self {
             map_type: view.map.map_type().to_string(),
             key_size: view.map.key_size(),
@@ -186,5 +187,61 @@ impl<T> Pair<T> {
         } else {
             Self { key, value: values.next(), values: None }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bpfarray::Map;
+    use bpfarray::attr::{MapAttr, MapType};
+    use bpfarray_vm::{LoadOptions, Object};
+
+    use super::super::SHOWN_TEXT;
+    use super::*;
+
+    fn map(map_type: MapType, value_size: u32, max_entries: u32) -> Map {
+        let attr = MapAttr { map_type, key_size: 4, value_size, max_entries, ..MapAttr::default() };
+        Map::create(&attr).unwrap()
+    }
+
+    /// Checks that elements take the text they are expected to take, or not much less.
+    fn check_text(view: &MapView<'_>) {
+        let shown = view.map.max_entries();
+        let text = serde_json::to_string(&Elements { view, shown }).unwrap().len() as u64;
+        let (text, expected) = (text / u64::from(shown), SHOWN_TEXT / u64::from(view.fit()));
+        assert!(text <= expected, "{}: {text} bytes, not {expected}", view.name);
+        assert!(expected <= 6 * text, "{}: {text} bytes, not {expected}", view.name);
+    }
+
+    #[test]
+    fn the_text_of_an_element_is_estimated() {
+        for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY] {
+            for value_size in [1, 8, 13, 1000] {
+                let map = map(map_type, value_size, 100);
+                check_text(&MapView::new("bytes", &map, None, 0, 0));
+            }
+        }
+        let object = include_bytes!("../../tests/data/values.bpf.o");
+        let loaded = Object::parse(object).unwrap().load(&LoadOptions::default()).unwrap();
+        for view in crate::object::views(&loaded) {
+            check_text(&view);
+            // Long numbers, and names of enumerators instead of some.
+            for byte in [0x01, 0x80, 0xff] {
+                let value = vec![byte; view.map.user_size() as usize];
+                if view.map.update_elem(0, &value, 0).is_ok() {
+                    check_text(&view);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_huge_map_the_first_elements_are_written_and_the_others_counted() {
+        let map = map(MapType::ARRAY, 1, 1 << 24);
+        let view = MapView::new("huge", &map, None, 0, 0);
+        let report = serde_json::to_value(MapReport::new(&view, false)).unwrap();
+        let shown = report["elements"].as_array().unwrap().len() as u64;
+        assert_eq!(shown + report["elements_not_shown"].as_u64().unwrap(), 1 << 24);
+        assert_eq!(MapReport::new(&view, true).elements.shown, 1 << 24);
     }
 }

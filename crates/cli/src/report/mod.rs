@@ -15,13 +15,23 @@ use bpfarray_core::map::{Kind, LookupError};
 use bpfarray_vm::elf::ProgramSpec;
 use bpfarray_vm::prog_type::ProgType;
 
-use crate::value::{Column, Value, is_printable};
+use crate::value::{Column, Value, text_len};
 pub(crate) use hex::Hex;
 use table::Table;
 
-/// Bytes of a map's values that are shown unless everything is asked for. An object can define
-/// maps of many GiB in a few bytes, and nobody reads so much.
-const SHOWN_BYTES: u64 = 64 << 20;
+/// About how many bytes of text a map becomes unless everything is asked for. An object can define maps of
+/// many GiB in a few bytes, and nobody reads so much.
+const SHOWN_TEXT: u64 = 32 << 20;
+
+/// Bytes of a map's values that are searched for such as are not zero, and what a small one counts as.
+const SCANNED_BYTES: u64 = 64 << 20;
+const LEAST_SCANNED: u64 = 8;
+
+/// Bytes of JSON for a byte: `"0x00",`.
+const TEXT_OF_BYTE: u64 = 7;
+
+/// Bytes of JSON for what is around the values of an element, and around each of them.
+const TEXT_OF_ELEMENT: u64 = 64;
 
 /// What came of running a program.
 pub(crate) struct Run<'a> {
@@ -68,12 +78,15 @@ pub(crate) struct MapView<'a> {
 struct Typed<'a> {
     btf: &'a Btf,
     id: u32,
+    /// About how many bytes of text a value is.
+    text_len: u64,
 }
 
 impl<'a> Typed<'a> {
     fn new(btf: &'a Btf, id: u32, size: u32) -> Option<Self> {
-        let fits = id != 0 && btf.size_of(id) == Ok(size) && is_printable(btf, id);
-        fits.then_some(Self { btf, id })
+        let fits = id != 0 && btf.size_of(id) == Ok(size);
+        let text_len = text_len(btf, id).filter(|_| fits)?;
+        Some(Self { btf, id, text_len })
     }
 
     fn value<'b>(&self, bytes: &'b [u8]) -> Value<'b>
@@ -98,13 +111,27 @@ impl<'a> MapView<'a> {
         Self { name, map, key, value }
     }
 
-    /// How many elements are shown: the first ones, up to a limit that `all` lifts; none of a map
-    /// that cannot be read.
-    fn shown(&self, all: bool) -> u32 {
-        let max_entries = self.map.max_entries();
-        let fit = u32::try_from(SHOWN_BYTES / self.map.user_size().max(1)).unwrap_or(u32::MAX);
-        let shown = if all { max_entries } else { fit.min(max_entries) };
-        if self.is_readable() { shown } else { 0 }
+    /// How many elements can be read.
+    fn readable(&self) -> u32 {
+        if self.is_readable() { self.map.max_entries() } else { 0 }
+    }
+
+    /// How many elements are looked at for those to be shown, where not all are asked for.
+    fn scanned(&self) -> u32 {
+        let element = self.map.user_size().max(LEAST_SCANNED);
+        u32::try_from(SCANNED_BYTES / element).unwrap_or(u32::MAX).min(self.readable())
+    }
+
+    /// How many elements may be shown, where not all are asked for.
+    fn fit(&self) -> u32 {
+        let formatted = |ty: Option<Typed<'_>>| ty.map_or(0, |ty| ty.text_len);
+        let bytes = TEXT_OF_BYTE * u64::from(self.map.value_size());
+        let value = TEXT_OF_ELEMENT.saturating_add(bytes).saturating_add(formatted(self.value));
+        let stride = u64::from(self.map.layout().elem_size()).max(1);
+        let values = self.map.user_size() / stride;
+        let key = TEXT_OF_ELEMENT + TEXT_OF_BYTE * 4 + formatted(self.key);
+        let element = value.saturating_mul(values.max(1)).saturating_add(key);
+        u32::try_from(SHOWN_TEXT / element).unwrap_or(u32::MAX)
     }
 
     /// Whether elements can be read, which those of some types cannot, nor those of a map whose creator gave

@@ -49,23 +49,22 @@ fn write_map(out: &mut dyn Write, view: &MapView<'_>, all: bool) -> io::Result<(
     let (elements, size) = (plural(map.max_entries(), "element"), plural(map.value_size(), "byte"));
     writeln!(out, "\n{name}: {}, {elements} of {size}", map.map_type())?;
     let mut buffer = view.buffer();
-    let shown = view.shown(all);
-    if shown > 0
+    if (all || view.fit() > 0)
         && matches!(view.read(0, &mut buffer), Ok(true))
         && let Some(Shape::Vars(vars)) = view.value.map(|ty| ty.value(&buffer).shape())
     {
         return variables(vars).write(out);
     }
-    let (rows, zero) = elements_table(view, shown, all);
+    let Elements { rows, zero, seen } = read_elements(view, all);
     if !rows.is_empty() {
         rows.write(out)?;
     }
     if zero > 0 {
         writeln!(out, "  … {} (--all shows them)", plural(zero, "zero element"))?;
     }
-    match map.max_entries() - shown {
+    match map.max_entries() - seen {
         0 => Ok(()),
-        hidden if all || !view.is_readable() => {
+        hidden if all || view.readable() == 0 => {
             writeln!(out, "  … {} cannot be read", plural(hidden, "element"))
         }
         hidden => writeln!(out, "  … {} (--all shows them)", plural(hidden, "further element")),
@@ -84,15 +83,25 @@ fn variables(vars: Vars<'_>) -> Table {
     rows
 }
 
-/// The first `shown` elements, and how many of them were left out for being all zero.
-fn elements_table(view: &MapView<'_>, shown: u32, all: bool) -> (Table, u32) {
+/// The first elements of a map.
+struct Elements {
+    rows: Table,
+    /// How many were left out for being all zero.
+    zero: u32,
+    /// How many these are with those left out.
+    seen: u32,
+}
+
+fn read_elements(view: &MapView<'_>, all: bool) -> Elements {
+    let (scanned, mut fit) =
+        if all { (view.readable(), u32::MAX) } else { (view.scanned(), view.fit()) };
     let cells = Cells::new(view);
     let cpu = view.is_percpu().then_some(("cpu", true));
     let key = ("key", view.key_is_number());
     let mut rows = Table::new(std::iter::once(key).chain(cpu).chain(cells.headings()));
     let mut buffer = view.buffer();
     let mut zero = 0;
-    for index in 0..shown {
+    for index in 0..scanned {
         if !matches!(view.read(index, &mut buffer), Ok(true)) {
             continue;
         }
@@ -100,6 +109,10 @@ fn elements_table(view: &MapView<'_>, shown: u32, all: bool) -> (Table, u32) {
             zero += 1;
             continue;
         }
+        let Some(rest) = fit.checked_sub(1) else {
+            return Elements { rows, zero, seen: index };
+        };
+        fit = rest;
         view.push_key(&mut rows, index);
         if view.is_percpu() {
             let values: Vec<_> = view.values(&buffer).collect();
@@ -109,7 +122,7 @@ fn elements_table(view: &MapView<'_>, shown: u32, all: bool) -> (Table, u32) {
             cells.for_each(|cell| rows.push(cell));
         }
     }
-    (rows, zero)
+    Elements { rows, zero, seen: scanned }
 }
 
 /// A row with the sums, then one for each CPU where there is something.

@@ -12,7 +12,9 @@ impl Serialize for Value<'_> {
         match self.shape() {
             Shape::Unsigned(number) | Shape::Pointer(number) => to.serialize_u64(number),
             Shape::Signed(number) => to.serialize_i64(number),
-            Shape::Hex(number) => to.collect_str(&format_args!("{number:#x}")),
+            Shape::BitField { bits: number, .. } | Shape::Wide(number) => {
+                to.collect_str(&format_args!("{number:#x}"))
+            }
             Shape::Bool(truth) => to.serialize_bool(truth),
             Shape::Char(char) => to.serialize_char(char),
             Shape::Single(number) => to.serialize_f32(number),

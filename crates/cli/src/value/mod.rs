@@ -10,7 +10,7 @@ mod weight;
 use bpfarray_core::btf::{Array, Btf, Composite, Datasec, Def, Enum, Int, IntEncoding, Type};
 
 pub(crate) use columns::{Column, columns};
-pub(crate) use weight::is_printable;
+pub(crate) use weight::text_len;
 
 /// Bytes of a value, and the type that says what they mean.
 #[derive(Copy, Clone, Debug)]
@@ -33,8 +33,13 @@ struct Bits {
 pub(crate) enum Shape<'a> {
     Unsigned(u64),
     Signed(i64),
-    /// A bit field or an integer of 128 bits, which bpftool prints in base 16.
-    Hex(u128),
+    /// A bit field, which bpftool prints in base 16.
+    BitField {
+        bits: u128,
+        number: i128,
+    },
+    /// An integer of 128 bits, likewise.
+    Wide(u128),
     Bool(bool),
     Char(char),
     Single(f32),
@@ -59,10 +64,15 @@ impl<'a> Value<'a> {
     }
 
     fn known_shape(&self) -> Option<Shape<'a>> {
-        if let Some(bits) = self.bits {
-            return self.bits(bits).map(Shape::Hex);
-        }
         let ty = self.btf.resolve(self.ty).ok()?;
+        if let Some(bits) = self.bits {
+            let is_signed = match ty.def {
+                Def::Int(int) => int.encoding == IntEncoding::Signed,
+                Def::Enum(def) => def.is_signed,
+                _ => false,
+            };
+            return self.bit_field(bits, is_signed);
+        }
         match ty.def {
             Def::Int(int) => self.int(int),
             Def::Ptr(_) => self.unsigned(8).map(Shape::Pointer),
@@ -90,8 +100,11 @@ impl<'a> Value<'a> {
 
     fn int(&self, int: Int) -> Option<Shape<'a>> {
         let bits = Bits { offset: int.offset.into(), len: int.bits.into() };
-        if bits.offset != 0 || !bits.len.is_multiple_of(8) || int.size == 16 {
-            return self.bits(bits).map(Shape::Hex);
+        if bits.offset != 0 || !bits.len.is_multiple_of(8) {
+            return self.bit_field(bits, int.encoding == IntEncoding::Signed);
+        }
+        if int.size == 16 {
+            return self.bits(bits).map(Shape::Wide);
         }
         let unsigned = self.unsigned(int.size)?;
         Some(match int.encoding {
@@ -100,6 +113,16 @@ impl<'a> Value<'a> {
             IntEncoding::Char => Shape::Char(char::from(unsigned as u8)),
             IntEncoding::Bool => Shape::Bool(unsigned != 0),
         })
+    }
+
+    fn bit_field(&self, place: Bits, is_signed: bool) -> Option<Shape<'a>> {
+        let bits = self.bits(place)?;
+        let unused = 128_u32.saturating_sub(place.len);
+        let number = match bits.checked_shl(unused) {
+            Some(shifted) if is_signed => shifted.cast_signed() >> unused,
+            _ => bits.cast_signed(),
+        };
+        Some(Shape::BitField { bits, number })
     }
 
     fn enumerator(&self, def: Enum<'a>) -> Option<Shape<'a>> {
@@ -206,6 +229,11 @@ pub(crate) struct Items<'a> {
 }
 
 impl<'a> Items<'a> {
+    /// The bytes, if they are characters.
+    pub(crate) fn chars(&self) -> Option<&'a [u8]> {
+        self.of.bytes.get(..self.len as usize).filter(|_| self.of.is_char(self.element))
+    }
+
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Value<'a>> {
         (0..self.len).map(|index| self.of.at(index.saturating_mul(self.stride), self.element))
     }

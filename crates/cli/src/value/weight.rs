@@ -4,38 +4,55 @@ use std::collections::HashMap;
 
 use bpfarray_core::btf::{Btf, Def};
 
-/// Parts that a value may be printed as, for each of its bytes; unions print bytes more than once.
-const PARTS_PER_BYTE: u64 = 64;
+/// Bytes of text that a value may take for each of its own; unions print theirs more than once.
+const TEXT_PER_BYTE: u64 = 1024;
 
-/// Whether values of the type have a printed form of a reasonable size.
+/// Bytes of JSON that a number takes beside its digits: quotes, an escape, a comma.
+const NUMBER_OVERHEAD: u64 = 8;
+
+/// About how many bytes the JSON of a value of this type takes; `None` if that is out of proportion.
 ///
 /// A few hundred bytes of BTF can nest unions, or structs without bytes, so that printing one value takes
 /// longer than anybody can wait.
-pub(crate) fn is_printable(btf: &Btf, ty: u32) -> bool {
-    let Ok(size) = btf.size_of(ty) else { return false };
-    parts(btf, ty, &mut HashMap::new()) <= PARTS_PER_BYTE * (u64::from(size) + 1)
+pub(crate) fn text_len(btf: &Btf, ty: u32) -> Option<u64> {
+    let size = btf.size_of(ty).ok()?;
+    let len = measure(btf, ty, &mut HashMap::new());
+    (len <= TEXT_PER_BYTE.saturating_mul(u64::from(size) + 1)).then_some(len)
 }
 
-/// How many parts the text of a value has. `known` makes this linear in the number of types; the
-/// recursion ends because no BTF is accepted whose types nest too deeply.
-fn parts(btf: &Btf, ty: u32, known: &mut HashMap<u32, u64>) -> u64 {
-    if let Some(parts) = known.get(&ty) {
-        return *parts;
+/// Adds up names and digits. `known` makes this linear in the number of types; the recursion ends because
+/// no BTF is accepted whose types nest too deeply.
+fn measure(btf: &Btf, ty: u32, known: &mut HashMap<u32, u64>) -> u64 {
+    if let Some(len) = known.get(&ty) {
+        return *len;
     }
-    let mut sum = |types: &mut dyn Iterator<Item = u32>| {
-        types.fold(1_u64, |sum, ty| sum.saturating_add(parts(btf, ty, known)))
+    let mut named = |members: &mut dyn Iterator<Item = (&str, u32)>| {
+        members.fold(2_u64, |sum, (name, ty)| {
+            let member = measure(btf, ty, known).saturating_add(name.len() as u64 + 4);
+            sum.saturating_add(member)
+        })
     };
-    let parts = match btf.resolve(ty).map(|ty| ty.def) {
-        Ok(Def::Struct(def) | Def::Union(def)) => sum(&mut def.members().map(|member| member.ty)),
-        Ok(Def::Datasec(def)) => sum(&mut def.vars().map(|var| var.var)),
-        Ok(Def::Var { ty, .. }) => sum(&mut std::iter::once(ty)),
-        Ok(Def::Array(array)) if btf.size_of(array.element).is_ok_and(|size| size > 0) => {
-            sum(&mut std::iter::once(array.element)).saturating_mul(array.len.into())
+    let digits = |size: u32| u64::from(size) * 3 + NUMBER_OVERHEAD;
+    let len = match btf.resolve(ty).map(|ty| (ty.name, ty.def)) {
+        Ok((_, Def::Struct(def) | Def::Union(def))) => {
+            named(&mut def.members().map(|member| (member.name, member.ty)))
         }
-        _ => 1,
+        Ok((section, Def::Datasec(def))) => {
+            section.len() as u64 + named(&mut def.vars().map(|var| ("", var.var)))
+        }
+        Ok((name, Def::Var { ty, .. })) => named(&mut std::iter::once((name, ty))),
+        Ok((_, Def::Array(array))) if btf.size_of(array.element).is_ok_and(|size| size > 0) => {
+            let element = named(&mut std::iter::once(("", array.element)));
+            element.saturating_mul(array.len.into())
+        }
+        Ok((_, Def::Enum(def))) => {
+            let names = def.values().map(|value| value.name.len() as u64 + NUMBER_OVERHEAD);
+            names.max().unwrap_or(0).max(digits(def.size))
+        }
+        _ => digits(btf.size_of(ty).unwrap_or(0)),
     };
-    known.insert(ty, parts);
-    parts
+    known.insert(ty, len);
+    len
 }
 
 #[cfg(test)]
@@ -66,15 +83,15 @@ mod tests {
             types.extend([0, UNION | 2, 1].into_iter().chain(member).chain(member));
         }
         let btf = btf(&types);
-        assert!(is_printable(&btf, 1));
-        assert!(is_printable(&btf, 6));
-        assert!(!is_printable(&btf, 31));
+        assert!(text_len(&btf, 1).is_some());
+        assert!(text_len(&btf, 6).is_some());
+        assert_eq!(text_len(&btf, 31), None);
     }
 
     #[test]
     fn elements_without_bytes_are_not_printed_at_all() {
         let btf = btf(&[0, INT, 4, 32, 0, STRUCT, 0, 0, ARRAY, 0, 2, 1, u32::MAX]);
-        assert!(is_printable(&btf, 3));
+        assert!(text_len(&btf, 3).is_some());
         assert_eq!(Value::new(&btf, 3, &[]).to_string(), "[]");
     }
 }

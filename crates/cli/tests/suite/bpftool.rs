@@ -17,6 +17,23 @@ fn values_of_every_kind_are_formatted_as_bpftool_does() {
     }
 }
 
+#[test]
+fn tables_show_bit_fields_as_numbers_and_characters_as_text() {
+    let packet = temporary("zeroes_again", &[0; 64]);
+    let table = stdout(&format!("run crates/cli/tests/data/values.bpf.o --data-in {packet}"));
+    let shown = |name: &str| {
+        let name = format!("  values.{name} ");
+        let line = table.lines().find_map(|line| line.strip_prefix(&name));
+        line.unwrap_or_else(|| panic!("{name} in {table}")).trim()
+    };
+    assert_eq!((shown("negative_bits"), shown("high"), shown("flag")), ("-2", "17", "1"));
+    assert_eq!(shown("across"), "1099511627760");
+    assert_eq!(shown("wide"), "0x10000000000000000000000005");
+    assert_eq!((shown("control"), shown("unterminated")), (r#""a\n""#, r#""abcd""#));
+    assert_eq!(shown("texts"), r#"["ab", "c"]"#);
+    assert_eq!(shown("bytes"), "[1, 2, 3, 255]");
+}
+
 /// How many CPUs there are, and which one ran, is another matter on each machine.
 #[test]
 fn values_on_all_cpus_have_the_shape_bpftool_gives_them() {

@@ -42,7 +42,7 @@ fn the_dump_shows_inlined_lookups_with_their_source() {
 
 #[test]
 fn the_dump_in_json_has_the_members_bpftool_gives_it() {
-    let dump = json(&format!("prog dump xlated {OBJECT} --opcodes --json"));
+    let dump = json(&format!("prog dump xlated {OBJECT} --prog count_packets --opcodes --json"));
     let insns = dump.as_array().unwrap();
     let text = stdout(&format!("prog dump xlated {OBJECT}"));
     for insn in insns {
@@ -66,6 +66,46 @@ fn several_programs_are_dumped_with_their_names() {
     };
     assert_eq!(names(&dump), names(&programs));
     assert!(dump[0]["insns"][0]["disasm"].is_string());
+}
+
+#[test]
+fn a_single_program_is_listed_like_several_unless_it_is_named() {
+    let all = json(&format!("prog dump xlated {OBJECT} --json"));
+    let named = json(&format!("prog dump xlated {OBJECT} --json --prog count_packets"));
+    assert_eq!(all, json!([{ "name": "count_packets", "type": "xdp", "insns": named }]));
+}
+
+#[test]
+fn programs_that_cannot_be_made_do_not_stop_the_others() {
+    let externs = "testdata/elf/externs.bpf.o";
+    let kconfig = "section 'socket', program 'kconfig', instruction 0: 'LINUX_KERNEL_VERSION' is a \
+                   kernel configuration value (__kconfig); there is no kernel here";
+    let text = stdout(&format!("prog dump xlated {externs}"));
+    assert!(text.starts_with(&format!("skipped: {kconfig}\n\n")), "{text}");
+    assert_eq!(text.matches("skipped: ").count(), 5);
+    let dump = json(&format!("prog dump xlated {externs} --json"));
+    assert_eq!(dump[0], json!({ "name": "kconfig", "type": "socket_filter", "error": kconfig }));
+    assert!(dump[5]["insns"].is_array() && dump[5].get("error").is_none(), "{dump}");
+    assert_eq!(
+        error(&format!("prog dump xlated {externs} --prog kconfig")),
+        format!("{externs}: {kconfig}")
+    );
+
+    let unknown = json("prog dump xlated testdata/elf/functions.bpf.o --json");
+    assert_eq!(unknown[3]["type"], Value::Null);
+    assert!(unknown[3]["error"].as_str().unwrap().starts_with("section 'socket/no_such_type', "));
+}
+
+#[test]
+fn an_object_of_which_no_program_can_be_made_is_an_error() {
+    let mut object = file(OBJECT);
+    let is_name = |at: &usize| object[*at..].starts_with(b"xdp\0");
+    for at in (0..object.len()).filter(is_name).collect::<Vec<_>>() {
+        object[at] = b'y';
+    }
+    let object = temporary("no_type.bpf.o", &object);
+    let error = error(&format!("prog dump xlated {object}"));
+    assert!(error.contains("program 'count_packets': the section's name"), "{error}");
 }
 
 #[test]

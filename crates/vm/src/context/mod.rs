@@ -214,6 +214,11 @@ impl Context {
             _ => None,
         }
     }
+
+    /// The socket buffer of a classifier, which may do more with it than a socket filter.
+    pub(crate) fn classifier(&mut self) -> Option<(&mut Skb, &mut Buffer)> {
+        self.skb().filter(|(skb, _)| skb.is_classifier())
+    }
 }
 
 /// Copies bytes at an offset that this module computed. Were it wrong, nothing would be copied.

@@ -53,6 +53,11 @@ pub(crate) struct Skb {
     classifier: bool,
     data: usize,
     end: usize,
+    /// How many checksums behind the first are known to be right; `None` if none is.
+    ///
+    /// # Kernel
+    /// `skb->csum_level`, where `skb->ip_summed` is `CHECKSUM_UNNECESSARY`
+    pub(crate) csum_level: Option<u8>,
 }
 
 /// Where `bpf_skb_load_bytes_relative` counts from.
@@ -65,7 +70,7 @@ pub(crate) enum HeaderStart {
 impl Skb {
     pub(super) fn new(classifier: bool) -> Self {
         let data = if classifier { MAC_HEADER } else { NETWORK_HEADER };
-        Self { classifier, data, end: data }
+        Self { classifier, data, end: data, csum_level: None }
     }
 
     pub(super) fn buffer(classifier: bool) -> Result<Buffer, Errno> {
@@ -92,6 +97,7 @@ impl Skb {
             return Err(ContextError::PacketTooShort { len: packet.len(), min });
         }
         self.end = MAC_HEADER + packet.len();
+        self.csum_level = None;
         let len = (self.end - self.data) as u32;
 
         let mut native = [0; sk_buff::SIZE];
@@ -198,6 +204,18 @@ impl Skb {
         };
         let bytes = self.load_from(buffer, start, usize::try_from(offset).ok()?, size)?;
         Some(bytes.into_iter().fold(0, |number, byte| number << 8 | u64::from(byte)))
+    }
+
+    pub(crate) fn is_classifier(&self) -> bool {
+        self.classifier
+    }
+
+    /// Sets the packet's hash; 0 is none.
+    ///
+    /// # Kernel
+    /// `skb->hash`
+    pub(crate) fn set_hash(&self, buffer: &Buffer, hash: u32) {
+        write(buffer, sk_buff::HASH, &hash.to_ne_bytes());
     }
 
     /// Bytes of the packet, as the program sees it.

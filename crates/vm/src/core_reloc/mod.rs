@@ -31,13 +31,12 @@ use value::Answer;
 pub(crate) const POISON_HELPER: u32 = 0x0bad_2310;
 
 /// Why a CO-RE relocation cannot be carried out.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("CO-RE relocation of instruction {insn}: {defect}")]
-pub struct CoreRelocError {
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct CoreRelocError {
     /// Index of the instruction in its section.
-    pub insn: usize,
+    pub(crate) insn: usize,
     /// What is wrong.
-    pub defect: CoreRelocDefect,
+    pub(crate) defect: CoreRelocDefect,
 }
 
 /// What is wrong with a CO-RE relocation.

@@ -7,9 +7,8 @@ use bpfarray_core::btf::{BtfExt, CoreRelo, ExtSection, FuncInfo, LineInfo};
 use bpfarray_core::insn::{INSN_SIZE, Insn};
 use object::elf;
 
-use super::LoadError;
-use super::error::RelocDefect;
-use super::file::{File, Place, Section, SectionKind};
+use super::error::{FunctionName, InsnPlace, LoadError, RelocDefect};
+use super::file::{File, Place, Section, SectionKind, Symbol};
 use super::program::Line;
 use crate::core_reloc::CoreReloc;
 
@@ -53,7 +52,9 @@ impl Code {
         let mut sections = BTreeMap::new();
         for (index, section) in file.sections.iter().enumerate() {
             if section.kind == SectionKind::Code {
-                sections.insert(index, CodeSection::parse(section, &records, core_reloc.as_mut())?);
+                let place = |insn| place(file, index, insn);
+                let code = CodeSection::parse(section, &records, core_reloc.as_mut(), place)?;
+                sections.insert(index, code);
             }
         }
         let mut functions = Vec::new();
@@ -74,7 +75,7 @@ impl Code {
                 section: index,
                 start,
                 len,
-                is_program: section.name != SUBPROGRAMS && !symbol.is_local,
+                is_program: is_program(section, symbol),
             });
         }
         functions.sort_by_key(|function| (function.section, function.start));
@@ -124,6 +125,7 @@ impl CodeSection {
         section: &Section<'_>,
         records: &Records<'_>,
         core_reloc: Option<&mut CoreReloc<'_>>,
+        place: impl Fn(usize) -> InsnPlace,
     ) -> Result<Self, LoadError> {
         let name = section.name;
         let (chunks, rest) = section.data.as_chunks();
@@ -137,16 +139,14 @@ impl CodeSection {
         if let Some(reloc) = section.relocs.iter().find(|reloc| {
             reloc.offset % INSN_SIZE as u64 != 0 || reloc.offset >= section.data.len() as u64
         }) {
-            return Err(LoadError::Insn {
-                section: name.to_owned(),
-                insn: usize::try_from(reloc.offset / INSN_SIZE as u64).unwrap_or(usize::MAX),
-                defect: RelocDefect::Offset(reloc.offset),
-            });
+            let insn = usize::try_from(reloc.offset / INSN_SIZE as u64).unwrap_or(usize::MAX);
+            let defect = RelocDefect::Offset(reloc.offset);
+            return Err(LoadError::Insn { place: place(insn), defect });
         }
         if let Some(core_reloc) = core_reloc {
-            core_reloc
-                .apply(&mut insns, about(&records.core_relo, name))
-                .map_err(|source| LoadError::CoreReloc { section: name.to_owned(), source })?;
+            core_reloc.apply(&mut insns, about(&records.core_relo, name)).map_err(|error| {
+                LoadError::CoreReloc { place: place(error.insn), defect: error.defect }
+            })?;
         }
         let types = about(&records.func_info, name).iter();
         let types = types.map(|info| (info.insn_off as usize / INSN_SIZE, info.type_id)).collect();
@@ -185,6 +185,33 @@ fn by_section<T: Copy>(parts: &[ExtSection<T>]) -> HashMap<&str, Vec<T>> {
 
 fn about<'r, T>(sections: &'r HashMap<&str, Vec<T>>, name: &str) -> &'r [T] {
     sections.get(name).map_or(&[], Vec::as_slice)
+}
+
+fn is_program(section: &Section<'_>, symbol: &Symbol<'_>) -> bool {
+    section.name != SUBPROGRAMS && !symbol.is_local
+}
+
+/// Where the instruction with this index in its section is, as people look for it.
+pub(super) fn place(file: &File<'_>, section: usize, insn: usize) -> InsnPlace {
+    let distance = |symbol: &Symbol<'_>| {
+        let in_section = symbol.kind == elf::STT_FUNC && symbol.place == Place::Section(section);
+        let distance = (insn as u64).checked_mul(INSN_SIZE as u64)?.checked_sub(symbol.value)?;
+        (in_section && distance < symbol.size).then_some(distance as usize / INSN_SIZE)
+    };
+    let mut symbols = file.symbols.iter();
+    let function = symbols.find_map(|symbol| Some((symbol, distance(symbol)?)));
+    let Some(section) = file.sections.get(section) else {
+        return InsnPlace { section: String::new(), function: None, insn };
+    };
+    let name = |symbol: &Symbol<'_>| match is_program(section, symbol) {
+        true => FunctionName::Program(symbol.name.into()),
+        false => FunctionName::Subprogram(symbol.name.into()),
+    };
+    InsnPlace {
+        section: section.name.to_owned(),
+        function: function.map(|(symbol, _)| name(symbol)),
+        insn: function.map_or(insn, |(_, distance)| distance),
+    }
 }
 
 /// First instruction and number of instructions of a function, if it is made of instructions of its section.

@@ -1,8 +1,11 @@
 //! What can be wrong with an object.
 
+use std::fmt;
+use std::sync::Arc;
+
 use bpfarray_core::btf::{BtfError, BtfExtError, Kind};
 
-use crate::core_reloc::CoreRelocError;
+use crate::core_reloc::CoreRelocDefect;
 
 /// Why bytes are not an object that can be loaded, or a program in it cannot be.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -70,20 +73,19 @@ pub enum LoadError {
         defect: MapDefect,
     },
     /// A CO-RE relocation cannot be applied.
-    #[error("section '{section}': {source}")]
+    #[error("{place}: CO-RE relocation: {defect}")]
     CoreReloc {
-        /// Name of the section.
-        section: String,
-        /// What is wrong with it.
-        source: CoreRelocError,
+        /// The instruction.
+        place: InsnPlace,
+        /// What is wrong with its relocation.
+        #[source]
+        defect: CoreRelocDefect,
     },
     /// An instruction refers to something it cannot refer to.
-    #[error("section '{section}', instruction {insn}: {defect}")]
+    #[error("{place}: {defect}")]
     Insn {
-        /// Name of the section.
-        section: String,
-        /// Index of the instruction in the section; a 64-bit load counts as two.
-        insn: usize,
+        /// The instruction.
+        place: InsnPlace,
         /// What is wrong with the reference.
         #[source]
         defect: RelocDefect,
@@ -92,7 +94,9 @@ pub enum LoadError {
     #[error("the programs have more than {0} instructions in all, subprograms counted each time")]
     TooManyInsns(usize),
     /// A section name that says nothing of the type of its programs.
-    #[error("program '{program}': nothing is known about programs in section '{section}'")]
+    #[error(
+        "section '{section}', program '{program}': the section's name tells no type of program"
+    )]
     UnknownSection {
         /// Name of the program.
         program: String,
@@ -112,6 +116,38 @@ impl LoadError {
             self,
             Self::Insn { defect: RelocDefect::Kconfig(_) | RelocDefect::Ksym { .. }, .. }
         )
+    }
+}
+
+/// Where an instruction of an object is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InsnPlace {
+    /// Name of its section.
+    pub section: String,
+    /// The function it is in, unless no symbol covers it.
+    pub function: Option<FunctionName>,
+    /// Its index in the function, or else in the section; a 64-bit load counts as two.
+    pub insn: usize,
+}
+
+/// The name of a function, and what it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FunctionName {
+    /// It can be run on its own.
+    Program(Arc<str>),
+    /// Programs call it.
+    Subprogram(Arc<str>),
+}
+
+impl fmt::Display for InsnPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "section '{}', ", self.section)?;
+        match &self.function {
+            Some(FunctionName::Program(name)) => write!(f, "program '{name}', ")?,
+            Some(FunctionName::Subprogram(name)) => write!(f, "function '{name}', ")?,
+            None => {}
+        }
+        write!(f, "instruction {}", self.insn)
     }
 }
 

@@ -6,7 +6,7 @@ use bpfarray_core::btf::{Btf, Def, Kind};
 use bpfarray_core::insn::{INSN_SIZE, Insn, Reg, class, jmp, pseudo};
 
 use super::LoadError;
-use super::code::Code;
+use super::code::{Code, place};
 use super::error::RelocDefect;
 use super::file::{File, Place, SectionKind, Symbol};
 use super::maps::Maps;
@@ -76,8 +76,7 @@ impl<'a> Linker<'a> {
             };
             let index = function.start + current.next;
             let in_insn = |defect| LoadError::Insn {
-                section: self.section_name(function.section),
-                insn: index,
+                place: place(self.file, function.section, index),
                 defect,
             };
             let is_load = insn.is_ld_imm64();

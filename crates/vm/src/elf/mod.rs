@@ -18,9 +18,9 @@ use std::collections::HashMap;
 use bpfarray_core::btf::{Btf, BtfExt, Def};
 use object::elf;
 
-pub use crate::core_reloc::CoreRelocError;
+pub use crate::core_reloc::CoreRelocDefect;
 use code::Code;
-pub use error::{LoadError, MapDefect, RelocDefect};
+pub use error::{FunctionName, InsnPlace, LoadError, MapDefect, RelocDefect};
 use file::{File, Place};
 pub use globals::GlobalError;
 use link::Linker;

@@ -9,11 +9,15 @@ use crate::interp::Machine;
 
 const L3_CSUM_REPLACE: u32 = 10;
 const L4_CSUM_REPLACE: u32 = 11;
+const CSUM_UPDATE: u32 = 40;
+const CSUM_LEVEL: u32 = 135;
 
 pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::CSUM_DIFF, csum_diff),
     (L3_CSUM_REPLACE, l3_csum_replace),
     (L4_CSUM_REPLACE, l4_csum_replace),
+    (CSUM_UPDATE, csum_update),
+    (CSUM_LEVEL, csum_level),
 ];
 
 /// Bits of the flags that hold the width of the changed field.
@@ -22,6 +26,12 @@ const PSEUDO_HDR: u64 = 0x10;
 const MARK_MANGLED_0: u64 = 0x20;
 const MARK_ENFORCE: u64 = 0x40;
 const IPV6: u64 = 0x80;
+
+const CSUM_LEVEL_QUERY: u64 = 0;
+const CSUM_LEVEL_INC: u64 = 1;
+const CSUM_LEVEL_DEC: u64 = 2;
+const CSUM_LEVEL_RESET: u64 = 3;
+const MAX_CSUM_LEVEL: u8 = 3;
 
 /// What a UDP checksum of 0 is sent as, 0 being no checksum.
 const CSUM_MANGLED_0: u16 = 0xffff;
@@ -128,6 +138,31 @@ fn l4_csum_replace(machine: &mut Machine<'_>, args: [u64; 5]) -> Result<u64, Hel
     let known = HDR_FIELD_MASK | PSEUDO_HDR | MARK_MANGLED_0 | MARK_ENFORCE | IPV6;
     let result = replace(machine, args, known)?;
     Ok(result.map_or_else(Errno::to_return, |()| 0))
+}
+
+/// Adds to the sum that a device computed over the packet, of which there is none here.
+fn csum_update(machine: &mut Machine<'_>, [ctx, ..]: [u64; 5]) -> Result<u64, HelperError> {
+    machine.context(ctx)?.classifier().ok_or(HelperError::WrongContext)?;
+    Ok(Errno::ENOTSUPP.to_return())
+}
+
+/// Changes how many checksums are taken for right, or tells it.
+///
+/// # Kernel
+/// `bpf_csum_level`
+fn csum_level(
+    machine: &mut Machine<'_>,
+    [ctx, operation, ..]: [u64; 5],
+) -> Result<u64, HelperError> {
+    let (skb, _) = machine.context(ctx)?.classifier().ok_or(HelperError::WrongContext)?;
+    skb.csum_level = match operation {
+        CSUM_LEVEL_QUERY => return Ok(skb.csum_level.map_or(Errno::EACCES.to_return(), u64::from)),
+        CSUM_LEVEL_INC => Some(skb.csum_level.map_or(0, |level| MAX_CSUM_LEVEL.min(level + 1))),
+        CSUM_LEVEL_DEC => skb.csum_level.and_then(|level| level.checked_sub(1)),
+        CSUM_LEVEL_RESET => None,
+        _ => return Ok(Errno::EINVAL.to_return()),
+    };
+    Ok(0)
 }
 
 #[cfg(test)]

@@ -98,30 +98,12 @@ impl Layout {
 #[doc(alias = "bpf_bprintf_prepare")]
 pub(super) fn format(
     machine: &mut Machine<'_>,
-    mut fmt: &[u8],
+    fmt: &[u8],
     args: &[u64],
 ) -> Result<Result<Vec<u8>, Errno>, HelperError> {
-    let mut out = Vec::new();
-    let mut args = args.iter().copied();
-    while let [byte, rest @ ..] = fmt {
-        fmt = rest;
-        match byte {
-            b'%' if fmt.first() == Some(&b'%') => {
-                out.push(b'%');
-                fmt = &fmt[1..];
-            }
-            b'%' => {
-                let layout = Layout::parse(&mut fmt);
-                let Some(arg) = args.next() else { return Ok(Err(Errno::EINVAL)) };
-                if convert(machine, &mut out, &mut fmt, layout, arg)?.is_none() {
-                    return Ok(Err(Errno::EINVAL));
-                }
-            }
-            byte if is_printable(*byte) => out.push(*byte),
-            _ => return Ok(Err(Errno::EINVAL)),
-        }
-    }
-    Ok(Ok(out))
+    let mut formatter = Formatter { machine, fmt, out: Vec::new() };
+    let is_known = formatter.run(args)?.is_some();
+    Ok(if is_known { Ok(formatter.out) } else { Err(Errno::EINVAL) })
 }
 
 /// Printable or white space in Latin-1, as the kernel's `ctype` has it.
@@ -129,77 +111,102 @@ fn is_printable(byte: u8) -> bool {
     matches!(byte, 0x09..=0x0d | 0x20..=0x7e | 0xa0..)
 }
 
-/// Appends one argument; `None` for a conversion that there is not.
-fn convert(
-    machine: &mut Machine<'_>,
-    out: &mut Vec<u8>,
-    fmt: &mut &[u8],
-    layout: Layout,
-    arg: u64,
-) -> Result<Option<()>, HelperError> {
-    let (conversion, rest) = match *fmt {
-        [b'p', rest @ ..] => {
-            *fmt = rest;
-            return convert_pointer(machine, out, fmt, layout, arg);
-        }
-        [b's', rest @ ..] => {
-            *fmt = rest;
-            layout.text(out, &string(machine, arg)?);
-            return Ok(Some(()));
-        }
-        [b'c', rest @ ..] => {
-            *fmt = rest;
-            layout.text(out, &[arg as u8]);
-            return Ok(Some(()));
-        }
-        [b'l', b'l', conversion, rest @ ..] | [b'l', conversion, rest @ ..] => {
-            ((*conversion, true), rest)
-        }
-        [conversion, rest @ ..] => ((*conversion, false), rest),
-        [] => return Ok(None),
-    };
-    *fmt = rest;
-    let (conversion, wide) = conversion;
-    let unsigned = if wide { arg } else { arg as u32 as u64 };
-    let signed = if wide { arg as i64 } else { arg as i32 as i64 };
-    match conversion {
-        b'd' | b'i' => layout.signed(out, signed),
-        b'u' => layout.number(out, "", &unsigned.to_string()),
-        b'x' => layout.number(out, "", &format!("{unsigned:x}")),
-        b'X' => layout.number(out, "", &format!("{unsigned:X}")),
-        _ => return Ok(None),
-    }
-    Ok(Some(()))
+struct Formatter<'f, 'm, 'e> {
+    machine: &'m mut Machine<'e>,
+    /// What is left of the format.
+    fmt: &'f [u8],
+    out: Vec<u8>,
 }
 
-/// A pointer, or what it points to. Addresses are not hashed here: they are the program's own.
-fn convert_pointer(
-    machine: &mut Machine<'_>,
-    out: &mut Vec<u8>,
-    fmt: &mut &[u8],
-    layout: Layout,
-    arg: u64,
-) -> Result<Option<()>, HelperError> {
-    let (text, rest) = match *fmt {
-        [b'k' | b'u', b's', rest @ ..] => (string(machine, arg)?, rest),
-        [b's' | b'S' | b'B', rest @ ..] => (format!("{arg:#x}").into_bytes(), rest),
-        [b'K' | b'x', rest @ ..] => (format!("{arg:016x}").into_bytes(), rest),
-        [kind @ (b'i' | b'I'), b'4', rest @ ..] => {
-            (ipv4(bytes(machine, arg)?, *kind == b'i').into_bytes(), rest)
+/// `None` for a format that there is not.
+type Converted = Result<Option<()>, HelperError>;
+
+impl Formatter<'_, '_, '_> {
+    fn run(&mut self, args: &[u64]) -> Converted {
+        let mut args = args.iter().copied();
+        while let [byte, rest @ ..] = self.fmt {
+            self.fmt = rest;
+            match (byte, rest) {
+                (b'%', [b'%', rest @ ..]) => {
+                    self.out.push(b'%');
+                    self.fmt = rest;
+                }
+                (b'%', _) => {
+                    let layout = Layout::parse(&mut self.fmt);
+                    let Some(arg) = args.next() else { return Ok(None) };
+                    if self.convert(layout, arg)?.is_none() {
+                        return Ok(None);
+                    }
+                }
+                (byte, _) if is_printable(*byte) => self.out.push(*byte),
+                _ => return Ok(None),
+            }
         }
-        [kind @ (b'i' | b'I'), b'6', rest @ ..] => {
-            let separator = if *kind == b'I' { ":" } else { "" };
-            (ipv6(bytes(machine, arg)?, separator).into_bytes(), rest)
+        Ok(Some(()))
+    }
+
+    /// Appends one argument.
+    fn convert(&mut self, layout: Layout, arg: u64) -> Converted {
+        let (conversion, rest) = match self.fmt {
+            [b'p', rest @ ..] => {
+                self.fmt = rest;
+                return self.convert_pointer(layout, arg);
+            }
+            [b's', rest @ ..] => {
+                self.fmt = rest;
+                layout.text(&mut self.out, &string(self.machine, arg)?);
+                return Ok(Some(()));
+            }
+            [b'c', rest @ ..] => {
+                self.fmt = rest;
+                layout.text(&mut self.out, &[arg as u8]);
+                return Ok(Some(()));
+            }
+            [b'l', b'l', conversion, rest @ ..] | [b'l', conversion, rest @ ..] => {
+                ((*conversion, true), rest)
+            }
+            [conversion, rest @ ..] => ((*conversion, false), rest),
+            [] => return Ok(None),
+        };
+        self.fmt = rest;
+        let (conversion, wide) = conversion;
+        let unsigned = if wide { arg } else { arg as u32 as u64 };
+        let signed = if wide { arg as i64 } else { arg as i32 as i64 };
+        let out = &mut self.out;
+        match conversion {
+            b'd' | b'i' => layout.signed(out, signed),
+            b'u' => layout.number(out, "", &unsigned.to_string()),
+            b'x' => layout.number(out, "", &format!("{unsigned:x}")),
+            b'X' => layout.number(out, "", &format!("{unsigned:X}")),
+            _ => return Ok(None),
         }
-        [] => (format!("{arg:016x}").into_bytes(), *fmt),
-        [next, ..] if next.is_ascii_whitespace() || next.is_ascii_punctuation() => {
-            (format!("{arg:016x}").into_bytes(), *fmt)
-        }
-        _ => return Ok(None),
-    };
-    *fmt = rest;
-    layout.text(out, &text);
-    Ok(Some(()))
+        Ok(Some(()))
+    }
+
+    /// Appends a pointer, or what it points to. Addresses are not hashed here: they are the program's own.
+    fn convert_pointer(&mut self, layout: Layout, arg: u64) -> Converted {
+        let machine = &mut *self.machine;
+        let (text, rest) = match self.fmt {
+            [b'k' | b'u', b's', rest @ ..] => (string(machine, arg)?, rest),
+            [b's' | b'S' | b'B', rest @ ..] => (format!("{arg:#x}").into_bytes(), rest),
+            [b'K' | b'x', rest @ ..] => (format!("{arg:016x}").into_bytes(), rest),
+            [kind @ (b'i' | b'I'), b'4', rest @ ..] => {
+                (ipv4(bytes(machine, arg)?, *kind == b'i').into_bytes(), rest)
+            }
+            [kind @ (b'i' | b'I'), b'6', rest @ ..] => {
+                let separator = if *kind == b'I' { ":" } else { "" };
+                (ipv6(bytes(machine, arg)?, separator).into_bytes(), rest)
+            }
+            [] => (format!("{arg:016x}").into_bytes(), self.fmt),
+            [next, ..] if next.is_ascii_whitespace() || next.is_ascii_punctuation() => {
+                (format!("{arg:016x}").into_bytes(), self.fmt)
+            }
+            _ => return Ok(None),
+        };
+        self.fmt = rest;
+        layout.text(&mut self.out, &text);
+        Ok(Some(()))
+    }
 }
 
 /// A string of the program. One that cannot be read is empty, as in the kernel.

@@ -3,6 +3,8 @@
 mod csum;
 mod format;
 mod map;
+mod number;
+mod redirect;
 mod skb;
 mod string;
 mod system;
@@ -76,9 +78,11 @@ impl HelperSet {
     /// The helpers of Linux that can be had outside a kernel.
     pub fn linux() -> Self {
         let mut set = Self::none();
-        let tables: [&[Builtin]; 7] = [
+        let tables: [&[Builtin]; 9] = [
             map::HELPERS,
             csum::HELPERS,
+            number::HELPERS,
+            redirect::HELPERS,
             skb::HELPERS,
             string::HELPERS,
             system::HELPERS,

@@ -12,7 +12,12 @@ pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::SKB_LOAD_BYTES_RELATIVE, load_bytes_relative),
     (helper_id::SKB_STORE_BYTES, store_bytes),
     (helper_id::SKB_PULL_DATA, pull_data),
+    (SET_HASH, set_hash),
+    (SET_HASH_INVALID, |machine, [ctx, ..]| set_hash(machine, [ctx, 0, 0, 0, 0])),
 ];
+
+const SET_HASH_INVALID: u32 = 41;
+const SET_HASH: u32 = 48;
 
 const RECOMPUTE_CSUM: u64 = 1;
 const INVALIDATE_HASH: u64 = 2;
@@ -94,7 +99,16 @@ fn store_bytes(
         return Ok(Errno::EINVAL.to_return());
     }
     let stored = store(machine, ctx, offset as u32, &bytes)?;
+    if stored.is_some() && flags & INVALIDATE_HASH != 0 {
+        set_hash(machine, [ctx, 0, 0, 0, 0])?;
+    }
     Ok(stored.map_or(Errno::EFAULT.to_return(), |()| 0))
+}
+
+fn set_hash(machine: &mut Machine<'_>, [ctx, hash, ..]: [u64; 5]) -> Result<u64, HelperError> {
+    let (skb, buffer) = machine.context(ctx)?.classifier().ok_or(HelperError::WrongContext)?;
+    skb.set_hash(buffer, hash as u32);
+    Ok(0)
 }
 
 /// All of a packet is always there; only what is not cannot be pulled in.

@@ -4,12 +4,15 @@ use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 
 use bpfarray_core::{Errno, helper_id};
+use rustix::process::{getgid, getuid};
 use rustix::thread::gettid;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Builtin;
 use crate::fault::HelperError;
 use crate::interp::{MAX_LOOPS, Machine};
+
+const GET_CURRENT_UID_GID: u32 = 15;
 
 pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::KTIME_GET_NS, |_, _| Ok(clock_ns(ClockId::Monotonic))),
@@ -18,6 +21,7 @@ pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::GET_PRANDOM_U32, |_, _| Ok(prandom_u32().into())),
     (helper_id::GET_SMP_PROCESSOR_ID, |machine, _| Ok(machine.lane().cpu().into())),
     (helper_id::GET_CURRENT_PID_TGID, |_, _| Ok(pid_tgid())),
+    (GET_CURRENT_UID_GID, |_, _| Ok(uid_gid())),
     (helper_id::GET_CURRENT_COMM, get_current_comm),
     (helper_id::LOOP, bpf_loop),
 ];
@@ -45,6 +49,11 @@ fn prandom_u32() -> u32 {
 fn pid_tgid() -> u64 {
     let thread = gettid().as_raw_nonzero().get();
     u64::from(std::process::id()) << 32 | u64::from(thread.cast_unsigned())
+}
+
+/// Group id above, user id below.
+fn uid_gid() -> u64 {
+    u64::from(getgid().as_raw()) << 32 | u64::from(getuid().as_raw())
 }
 
 /// Fills `size` bytes with the thread's name, a NUL at the end, and zeroes.

@@ -1,5 +1,8 @@
 //! Helpers, called by programs. Expected results are those of Linux 6.18.
 
+mod packet;
+
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
 use bpfarray::Map;
@@ -8,11 +11,9 @@ use bpfarray_core::insn::{Insn, Reg, alu, size};
 use bpfarray_core::{VALUE_OFFSET, helper_id};
 
 use super::HelperError;
-use crate::context::Context;
 use crate::interp::tests::{
     Case, R0, R1, R2, R3, R4, R6, R7, R10, call_function, fault, function_addr, map, run_insns,
 };
-use crate::prog_type::ProgType;
 
 const R5: Reg = Reg::R5;
 
@@ -300,159 +301,17 @@ fn trace_printk_writes_a_line_where_the_host_wants_it() {
 }
 
 #[test]
-fn xdp_helpers_move_the_program_s_packet() {
-    let packet: Vec<u8> = (0..64).collect();
-    let context = || Context::new(ProgType::XDP, &packet, None).unwrap();
-    let insns = [
-        Insn::mov64_reg(R6, R1),
-        Insn::mov64_imm(R2, 4),
-        Insn::call(helper_id::XDP_ADJUST_HEAD),
-        Insn::ldx_mem(size::DW, R7, R6, 0),
-        Insn::ldx_mem(size::B, R0, R7, 0),
-        Insn::exit(),
-    ];
-    let mut case = Case::with_context(&insns, context());
-    assert_eq!(case.run(), Ok(4));
-    assert_eq!(case.context.packet(), packet[4..]);
-    for (delta, expected) in [(51, -22), (-217, -22), (50, 0)] {
-        let insns = call_with_context(helper_id::XDP_ADJUST_HEAD, [delta as u64, 0, 0, 0]);
-        assert_eq!(run_signed(&mut Case::with_context(&insns, context())), expected);
-    }
-    let len = call_with_context(helper_id::XDP_GET_BUFF_LEN, [0; 4]);
-    assert_eq!(run_signed(&mut Case::with_context(&len, context())), 64);
-    let (map, addr) = memory(&[]);
-    for (offset, len, expected) in [
-        (60, 4, 0),
-        (61, 4, -22),
-        (64, 1, -22),
-        (u32::MAX, 1, -14),
-        (0xffff, 1, -22),
-        (0x10000, 1, -14),
-    ] {
-        for helper in [helper_id::XDP_LOAD_BYTES, helper_id::XDP_STORE_BYTES] {
-            let insns = call_with_context(helper, [offset.into(), addr, len, 0]);
-            let mut case = Case::with_context(&insns, context()).maps(&[&map]);
-            assert_eq!(run_signed(&mut case), expected, "{helper} {offset} {len}");
-        }
-    }
-    assert_eq!(value(&map)[..4], packet[60..]);
-}
-
-#[test]
-fn skb_helpers_copy_and_give_zeroes_where_they_cannot() {
-    let packet: Vec<u8> = (0..64).collect();
-    let run = |insns: &[Insn], map: &Map| {
-        let context = Context::new(ProgType::SCHED_CLS, &packet, None).unwrap();
-        let mut case = Case::with_context(insns, context).maps(&[map]);
-        (run_signed(&mut case), case.context.packet())
+fn numbers_are_read_from_the_programs_memory_and_written_there() {
+    let (map, addr) = memory(b" -0x2ag");
+    let run = |helper, base| {
+        let insns = call(helper, [addr, 7, base, addr + 64, 0]);
+        let returned = run_signed(&mut Case::new(&insns).maps(&[&map]));
+        (returned, i64::from_ne_bytes(value(&map)[64..72].try_into().unwrap()))
     };
-    for (offset, len, expected) in [
-        (0_u32, 4, 0),
-        (60, 4, 0),
-        (61, 4, -14),
-        (64, 1, -14),
-        (u32::MAX, 1, -14),
-        (0x10000, 1, -14),
-    ] {
-        let (map, addr) = memory(&[0xff; 8]);
-        let insns = call_with_context(helper_id::SKB_LOAD_BYTES, [offset.into(), addr, len, 0]);
-        assert_eq!(run(&insns, &map).0, expected, "{offset} {len}");
-        let mut bytes = [0xff; 8];
-        let from = offset as usize;
-        bytes[..len as usize].fill(0);
-        if expected == 0 {
-            bytes[..len as usize].copy_from_slice(&packet[from..from + len as usize]);
-        }
-        assert_eq!(value(&map)[..8], bytes);
-    }
-    let (map, addr) = memory(&[9; 8]);
-    for (start, offset, expected) in
-        [(0, 0, 0), (1, 46, 0), (1, 47, -14), (2, 0, -14), (0, 0x10000, -14)]
-    {
-        let args = [offset, addr, 4, start];
-        let insns = call_with_context(helper_id::SKB_LOAD_BYTES_RELATIVE, args);
-        assert_eq!(run(&insns, &map).0, expected, "{start} {offset}");
-    }
-    for (offset, flags, expected) in
-        [(0, 0, 0), (0, 3, 0), (0, 4, -22), (60, 0, 0), (61, 0, -14), (u32::MAX.into(), 0, -14)]
-    {
-        let insns = call_with_context(helper_id::SKB_STORE_BYTES, [offset, addr, 4, flags]);
-        let (returned, changed) = run(&insns, &map);
-        assert_eq!((returned, changed != packet), (expected, expected == 0), "{offset} {flags}");
-    }
-    for (len, expected) in [(0, 0), (64, 0), (65, -12), (u64::from(u32::MAX), -12)] {
-        let insns = call_with_context(helper_id::SKB_PULL_DATA, [len, 0, 0, 0]);
-        assert_eq!(run(&insns, &map).0, expected, "{len}");
-    }
-}
-
-#[test]
-fn checksums_are_replaced_as_in_the_kernel() {
-    let mut packet = [[2; 6], [4; 6]].concat();
-    packet.extend([8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    packet.extend(0..30);
-    let run = |helper, args| {
-        let context = Context::new(ProgType::SCHED_CLS, &packet, None).unwrap();
-        let mut case = Case::with_context(&call_with_context(helper, args), context);
-        (run_signed(&mut case), case.context.packet())
-    };
-    for (offset, from, to, flags, expected) in [
-        (24, 0, 0x1234, 2, 0),
-        (24, 1, 2, 0, -22),
-        (24, 1, 2, 1, -22),
-        (24, 1, 2, 0x12, -22),
-        (62, 1, 2, 2, 0),
-        (63, 1, 2, 2, -14),
-        (0x10000, 1, 2, 2, -14),
-    ] {
-        assert_eq!(run(10, [offset, from, to, flags]).0, expected, "{offset} {flags:#x}");
-    }
-    assert_eq!(run(10, [24, 0, 0x1234, 2]).1[24..26], [0xcb, 0xed]);
-    for (offset, from, to, flags, expected, sum) in [
-        (40, 0, 0x1234, 2, 0, [0xd1, 0xf4]),
-        (40, 1, 2, 0x82, 0, [5, 7]),
-        (40, 1, 2, 0x100, -22, [6, 7]),
-        (24, 0, 7, 0x22, 0, [0, 0]),
-        (24, 0, 7, 0x02, 0, [0xf8, 0xff]),
-        (24, 7, 7, 0x10, -22, [0, 0]),
-    ] {
-        let (returned, changed) = run(11, [offset, from, to, flags]);
-        let at = offset as usize;
-        assert_eq!((returned, &changed[at..at + 2]), (expected, &sum[..]), "{offset} {flags:#x}");
-    }
-}
-
-#[test]
-fn csum_diff_reads_both_buffers() {
-    let words = |from: u32| (0..8).flat_map(move |i| (0x0102_0304 * (from + 4 * i)).to_le_bytes());
-    let (map, addr) = memory(&words(1).chain(words(33)).collect::<Vec<u8>>());
-    for (from_size, to_size, seed, expected) in [
-        (0, 0, 5, 5),
-        (4, 0, 0, 0xfbf9),
-        (0, 4, 0, 0x84c6),
-        (4, 4, 0, 0x80c0),
-        (8, 4, 0, 0x6ca2),
-        (4, 8, 0x1234, 0x27d3),
-        (3, 0, 0, 0xfcf9),
-        (0, 32, 0x10000, 0xe8d6),
-        (16, 0, u64::MAX, 0x8f57),
-    ] {
-        let insns = call(helper_id::CSUM_DIFF, [addr, from_size, addr + 32, to_size, seed]);
-        assert_eq!(Case::new(&insns).maps(&[&map]).run(), Ok(expected), "{from_size} {to_size}");
-    }
-}
-
-#[test]
-fn packet_helpers_need_their_context() {
-    let insns = call_with_context(helper_id::XDP_ADJUST_HEAD, [0; 4]);
-    assert_eq!(
-        fault(&insns),
-        "instruction 8: bpf_xdp_adjust_head: this type of program has no such helper"
-    );
-    let context = Context::new(ProgType::XDP, &[0; 64], None).unwrap();
-    let insns = call(helper_id::XDP_ADJUST_HEAD, [64, 0, 0, 0, 0]);
-    let fault = Case::with_context(&insns, context).run().unwrap_err().to_string();
-    assert!(fault.ends_with("argument 1: 0x40 is not the address of the context"), "{fault}");
+    assert_eq!(run(105, 0), (6, -42));
+    assert_eq!(run(105, 2), (-22, 0));
+    assert_eq!(run(105, 16), (6, -42));
+    assert_eq!(run(106, 0), (-22, 0));
 }
 
 #[test]
@@ -463,6 +322,8 @@ fn the_system_is_asked_about_time_and_task() {
     assert!(run(helper_id::KTIME_GET_BOOT_NS) >= later);
     assert!(run(helper_id::KTIME_GET_COARSE_NS) > 0);
     assert_eq!(run(helper_id::GET_CURRENT_PID_TGID) >> 32, u64::from(std::process::id()));
+    let this = std::fs::metadata("/proc/self").unwrap();
+    assert_eq!(run(15), u64::from(this.gid()) << 32 | u64::from(this.uid()));
     assert!(run(helper_id::GET_SMP_PROCESSOR_ID) < u64::from(bpfarray::possible_cpus()));
     let random: Vec<u64> = (0..4).map(|_| run(helper_id::GET_PRANDOM_U32)).collect();
     assert!(random.iter().any(|number| *number != random[0]), "{random:?}");

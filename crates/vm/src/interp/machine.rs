@@ -349,6 +349,11 @@ impl<'e> Machine<'e> {
         Ok(self.context)
     }
 
+    /// The context of the run, for helpers that are not handed it.
+    pub(crate) fn current_context(&mut self) -> &mut Context {
+        self.context
+    }
+
     /// Calls a function of the program, whose address a helper got as an argument. Gives its r0.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use bpfarray_core::map::array::DirectValueError;
 use bpfarray_core::{Errno, Layout, helper_id, insn::Insn};
 
 use crate::context::CtxAccess;
+use crate::fault::missing_helper;
 use crate::helper::HelperSet;
 use crate::prog_type::ProgType;
 
@@ -124,7 +125,7 @@ pub enum VerifyErrorKind {
     #[error("control falls off the end of the function")]
     FallsOff,
     /// A helper that is not registered.
-    #[error("unknown helper {}", helper_name(*.0))]
+    #[error("call of {}", missing_helper(*.0))]
     Helper(u32),
     /// A kernel function.
     #[error("kernel functions (kfuncs) are not available")]
@@ -334,9 +335,12 @@ mod tests {
     }
 
     #[test]
-    fn unknown_helpers_and_kfuncs_are_refused_by_name() {
+    fn missing_helpers_and_kfuncs_are_refused_by_name() {
         let error = check(&[Insn::call(4), Insn::exit()]).map(drop).unwrap_err();
-        assert_eq!(error.to_string(), "instruction 0: unknown helper bpf_probe_read#4");
+        assert_eq!(
+            error.to_string(),
+            "instruction 0: call of helper bpf_probe_read#4, which is not available here"
+        );
         let kfunc = Insn::new(class::JMP | jmp::CALL, Reg::R0, Reg::new(2), 0, 77);
         assert_eq!(refusal(&[kfunc, Insn::exit()]), (0, VerifyErrorKind::Kfunc));
     }

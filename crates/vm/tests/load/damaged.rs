@@ -96,10 +96,10 @@ fn map_definitions_are_refused_by_map_and_field() {
 }
 
 #[test]
-fn instructions_are_refused_by_section_and_index() {
+fn instructions_are_refused_by_section_function_and_index() {
     let main = |insns: &[u64]| [insns, &[EXIT]].concat();
     let load = main(&LOAD);
-    let at = "section 'socket', instruction 0: ";
+    let at = "section 'socket', program 'main', instruction 0: ";
     let undefined = |elf: Elf| elf.symbol("foo", GLOBAL_NOTYPE, SHN_UNDEF, 0, 0);
     for (insns, add, expected) in [
         (&load, &undefined as &dyn Fn(Elf) -> Elf, "relocation against unknown symbol 'foo'"),
@@ -153,7 +153,8 @@ fn loads_that_only_a_relocation_can_fill_in_need_one() {
             24,
         );
         let expected = format!(
-            "section 'socket', instruction 0: 64-bit load of kind {kind} without a relocation"
+            "section 'socket', program 'main', instruction 0: 64-bit load of kind {kind} without \
+             a relocation"
         );
         assert_eq!(error(&elf.build()), expected);
     }
@@ -172,6 +173,16 @@ fn code_is_made_of_whole_instructions() {
         let error = error(&elf.build());
         assert!(error.ends_with("which is not the start of an instruction"), "{error}");
     }
+    let functions = Elf::new()
+        .code(".text", &[EXIT; 3])
+        .relocs(SHT_REL, 1, &[(20, 0)])
+        .symbol("f", GLOBAL_FUNC, 1, 0, 8)
+        .symbol("g", GLOBAL_FUNC, 1, 8, 16);
+    assert_eq!(
+        error(&functions.build()),
+        "section '.text', function 'g', instruction 1: relocation at byte 20, which is not the start \
+         of an instruction"
+    );
     let rela = Elf::new().code("socket", &[EXIT]).relocs(SHT_RELA, 1, &[(0, 0)]).build();
     assert!(error(&rela).starts_with("relocations of section 'socket': they have addends"));
 }

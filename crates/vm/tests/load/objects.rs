@@ -145,7 +145,8 @@ fn only_running_a_program_of_unknown_type_is_an_error() {
     assert!(program.code().is_ok());
     assert_eq!(
         program.prog_type().unwrap_err().to_string(),
-        "program 'unknown_type': nothing is known about programs in section 'socket/no_such_type'"
+        "section 'socket/no_such_type', program 'unknown_type': the section's name tells no type of \
+         program"
     );
     let callback = object.program("callback").unwrap();
     assert_eq!((callback.section.as_str(), callback.autoload), ("tc", false));
@@ -165,7 +166,8 @@ fn programs_that_need_a_kernel_are_refused_by_the_name_of_what_they_need() {
         ("kfunc", "'bpf_rcu_read_lock' is a kernel function"),
     ] {
         let error = error(program);
-        assert!(error.starts_with("section 'socket', instruction "), "{error}");
+        let place = format!("section 'socket', program '{program}', instruction ");
+        assert!(error.starts_with(&place), "{error}");
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(code(&object, "nothing_special").insns.len(), 2);
