@@ -30,7 +30,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the reader of the output has gone, who needs not be told.
+    /// Whether the reader of the output has gone, who need not be told.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }

@@ -46,7 +46,7 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
         Command::Prog(ProgCommand::Dump(args)) => prog::dump(args, out),
         Command::Map(MapCommand::Show(args)) => map::show(args, out),
         Command::Completions { shell } => {
-            // By way of a buffer, for it panics where it cannot write.
+            // Through a buffer: the generator panics when it cannot write.
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "bpfarray", &mut script);
             Ok(out.write_all(&script)?)

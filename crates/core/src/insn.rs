@@ -388,11 +388,6 @@ impl Insn {
         Self::new(class::JMP | op, dst, Reg::R0, off, imm)
     }
 
-    /// Jump by `off` instructions if `dst op src`, 64-bit comparison.
-    pub const fn jmp_reg(op: u8, dst: Reg, src: Reg, off: i16) -> Self {
-        Self::new(class::JMP | op | X, dst, src, off, 0)
-    }
-
     /// Jump by `off` instructions.
     pub const fn ja(off: i16) -> Self {
         Self::new(class::JMP | jmp::JA, Reg::R0, Reg::R0, off, 0)

@@ -141,11 +141,11 @@ impl CodeSection {
         }) {
             let insn = usize::try_from(reloc.offset / INSN_SIZE as u64).unwrap_or(usize::MAX);
             let defect = RelocDefect::Offset(reloc.offset);
-            return Err(LoadError::Insn { place: place(insn), defect });
+            return Err(LoadError::Insn { place: Box::new(place(insn)), defect });
         }
         if let Some(core_reloc) = core_reloc {
             core_reloc.apply(&mut insns, about(&records.core_relo, name)).map_err(|error| {
-                LoadError::CoreReloc { place: place(error.insn), defect: error.defect }
+                LoadError::CoreReloc { place: Box::new(place(error.insn)), defect: error.defect }
             })?;
         }
         let types = about(&records.func_info, name).iter();

@@ -26,7 +26,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A section with instructions that does not hold a whole number of them.
-    #[error("section '{section}': {size} bytes are no whole number of instructions")]
+    #[error("section '{section}': {size} bytes are not a whole number of instructions")]
     SectionSize {
         /// Name of the section.
         section: String,
@@ -76,7 +76,7 @@ pub enum LoadError {
     #[error("{place}: CO-RE relocation: {defect}")]
     CoreReloc {
         /// The instruction.
-        place: InsnPlace,
+        place: Box<InsnPlace>,
         /// What is wrong with its relocation.
         #[source]
         defect: CoreRelocDefect,
@@ -85,7 +85,7 @@ pub enum LoadError {
     #[error("{place}: {defect}")]
     Insn {
         /// The instruction.
-        place: InsnPlace,
+        place: Box<InsnPlace>,
         /// What is wrong with the reference.
         #[source]
         defect: RelocDefect,
@@ -284,7 +284,7 @@ pub enum RelocDefect {
         section: String,
     },
     /// A symbol in no section: a common symbol or an absolute value.
-    #[error("'{0}' is in no section; is it not initialised?")]
+    #[error("'{0}' is in no section (is it without an initial value?)")]
     NoSection(String),
     /// An address that is not the start of a map definition.
     #[error("no map definition begins at byte {offset} of section '{section}'")]

@@ -76,7 +76,7 @@ impl<'a> Linker<'a> {
             };
             let index = function.start + current.next;
             let in_insn = |defect| LoadError::Insn {
-                place: place(self.file, function.section, index),
+                place: Box::new(place(self.file, function.section, index)),
                 defect,
             };
             let is_load = insn.is_ld_imm64();

@@ -108,7 +108,7 @@ fn instructions_are_refused_by_section_function_and_index() {
         (
             &load,
             &|elf| elf.symbol("c", GLOBAL_OBJECT, SHN_COMMON, 8, 8),
-            "'c' is in no section; is it not initialised?",
+            "'c' is in no section (is it without an initial value?)",
         ),
         (
             &load,
@@ -163,7 +163,10 @@ fn loads_that_only_a_relocation_can_fill_in_need_one() {
 #[test]
 fn code_is_made_of_whole_instructions() {
     let section = Elf::new().section("socket", SHT_PROGBITS, 4, &[0; 12]).build();
-    assert_eq!(error(&section), "section 'socket': 12 bytes are no whole number of instructions");
+    assert_eq!(
+        error(&section),
+        "section 'socket': 12 bytes are not a whole number of instructions"
+    );
     for (offset, size) in [(0, 0), (4, 8), (0, 12), (8, 16), (u64::MAX - 7, 16)] {
         let elf = Elf::new().code("socket", &[EXIT; 2]).symbol("f", GLOBAL_FUNC, 1, offset, size);
         assert!(matches!(Object::parse(&elf.build()), Err(LoadError::Function { .. })));
