@@ -32,7 +32,7 @@ int task(args_t *ctx)
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 
 	out[0] = pid_tgid >> 32 != 0;
-	out[1] = (__u32)pid_tgid >= pid_tgid >> 32;
+	out[1] = (__u32)pid_tgid != 0;
 	out[2] = bpf_get_smp_processor_id() < 8192;
 	return 0;
 }

@@ -5,14 +5,17 @@ use std::fmt;
 use bpfarray_core::disasm::Disasm;
 
 use crate::corpus::Corpus;
-use crate::create::{Created, Creator, MapCreate, Request};
+use crate::gen_lookup::{self, Question};
 use crate::kernel::{Kernel, Unavailable};
-use crate::ops::{Case, Elements as _};
+use crate::kernel_program::KernelEngine;
+use crate::kernel_side::{self, KernelSide};
+use crate::ops::Case;
 use crate::our_program::Interpreter;
+use crate::ours::{self, OurSide};
+use crate::possible_cpus;
 use crate::programs::{self, Kind, QA, Style, on_cpu_0, run_assembled};
-use crate::rng::Rng;
-use crate::sys::Map;
-use crate::{gen_lookup, ours, possible_cpus};
+use crate::request::{Creator, Request};
+use crate::subject::answers;
 
 /// Where the kernel and we differ in a sequence of questions.
 #[derive(Clone, Debug)]
@@ -73,6 +76,10 @@ pub enum Error {
     #[error(transparent)]
     GenLookup(#[from] gen_lookup::Error),
     #[error(transparent)]
+    Kernel(#[from] kernel_side::Error),
+    #[error(transparent)]
+    Ours(#[from] ours::Error),
+    #[error(transparent)]
     Cpu(#[from] programs::NoCpu0),
 }
 
@@ -93,98 +100,95 @@ fn same<T: PartialEq + fmt::Debug>(
     })))
 }
 
-/// Creates the map in the kernel.
-pub(crate) fn kernel_create(
-    kernel: Kernel,
-    request: &Request,
-) -> Result<Result<(Map, Created), bpfarray_core::Errno>, Unavailable> {
-    kernel.run_as(request.creator, || {
-        let map = Map::create(&request.create)?;
-        let created = Created { map_flags: map.info()?.map_flags, memlock: map.memlock()? };
-        Ok((map, created))
-    })
-}
-
-/// The creation request of a seed.
-pub(crate) fn random_request(kernel: Kernel, seed: u64) -> Request {
-    let mut rng = Rng::new(seed);
-    let creator = match rng.below(10) {
-        0 | 1 if kernel.restricts_creation() => Creator::Nobody,
-        2..6 => Creator::Masked,
-        _ => Creator::Trusted,
-    };
-    Request { creator, create: MapCreate::random_attr(&mut rng, creator) }
-}
-
 /// Compares `count` map creations: error number, or flags and memory charge.
 ///
 /// # Errors
 /// The first difference.
 pub fn creations(kernel: Kernel, seed: u64, count: u64) -> Result<(), Error> {
     for seed in seed..seed + count {
-        let request = random_request(kernel, seed);
-        let theirs = kernel_create(kernel, &request)?.map(|(_, created)| created);
+        let request = Request::random(kernel, seed);
+        let theirs = kernel_side::create(kernel, &request)?.map(|(_, created)| created);
         let ours = ours::create(&request, possible_cpus()).map(|(_, created)| created);
         same(seed, || vec![request.to_string()], &theirs, &ours)?;
     }
     Ok(())
 }
 
-/// Compares at least `count` operations on maps of random shapes, and gives the number compared.
+/// What a comparison of operations did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Operations compared.
+    pub operations: u64,
+    /// Operations of cases that need a cgroup v2 hierarchy, where there is none.
+    pub skipped: u64,
+}
+
+impl fmt::Display for Compared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} operations", self.operations)?;
+        if self.skipped != 0 {
+            write!(f, ", {} SKIPPED: no cgroup v2 hierarchy is mounted", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares at least `count` operations on maps of random shapes.
 ///
 /// # Errors
 /// The first difference.
-pub fn ops(kernel: Kernel, seed: u64, count: u64) -> Result<u64, Error> {
-    let mut done = 0;
+pub fn ops(kernel: Kernel, seed: u64, count: u64) -> Result<Compared, Error> {
+    let (theirs, ours) = (KernelSide::new(kernel)?, OurSide::new(possible_cpus())?);
+    let mut done = Compared::default();
     for seed in seed.. {
         let case = Case::random(seed);
-        let theirs = kernel_create(kernel, &case.request)?;
-        let ours = ours::create(&case.request, possible_cpus());
-        let created = (theirs.as_ref().map(|(_, c)| c), ours.as_ref().map(|(_, c)| c));
-        same(seed, || vec![case.request.to_string()], &created.0, &created.1)?;
-        if let (Ok((theirs, _)), Ok((ours, _))) = (theirs, ours) {
-            for (i, op) in case.ops.iter().enumerate() {
-                let questions = || {
-                    let ops = case.ops[..=i].iter().map(ToString::to_string);
-                    [case.request.to_string()].into_iter().chain(ops).collect()
-                };
-                same(seed, questions, &theirs.apply(op), &ours.apply(op))?;
-                done += 1;
+        let asked = case.steps.len() as u64;
+        if case.is_missing() {
+            done.skipped += asked;
+        } else {
+            let theirs = answers(&theirs, &case, possible_cpus())?;
+            let ours = answers(&ours, &case, possible_cpus())?;
+            for (at, (theirs, ours)) in theirs.iter().zip(&ours).enumerate() {
+                same(seed, || case.lines(at), theirs, ours)?;
             }
+            done.operations += asked;
         }
-        if done >= count {
+        if done.operations + done.skipped >= count {
             break;
         }
     }
     Ok(done)
 }
 
-/// Compares the instructions of `count` inlined lookups.
+/// Compares the instructions of `count` inlined lookups and tail calls.
 ///
 /// # Errors
 /// The first difference, or what kept the kernel from answering.
 pub fn lookups(kernel: Kernel, seed: u64, count: u64) -> Result<(), Error> {
     for seed in seed..seed + count {
-        let request = gen_lookup::random(&mut Rng::new(seed));
-        let theirs = gen_lookup::ask(kernel, &request)?;
-        let ours = gen_lookup::ours(&request);
-        same(seed, || vec![request.to_string()], &Ok(theirs.clone()), &ours)?;
-        let ours = gen_lookup::ours_in_a_program(&request);
-        same(seed, || vec![request.to_string()], &Ok(theirs), &ours)?;
+        let question = Question::random(seed);
+        let theirs = Ok(gen_lookup::ask(kernel, &question)?);
+        let ours = gen_lookup::ours_in_a_program(&question);
+        same(seed, || vec![question.to_string()], &theirs, &ours)?;
+        if let Some(ours) = gen_lookup::ours(&question).transpose() {
+            same(seed, || vec![question.to_string()], &theirs, &ours)?;
+        }
     }
     Ok(())
 }
 
-/// Compares the runs of compiled programs, and gives the number of answers compared.
+/// Compares the runs of compiled programs, with maps of trusted and of other creators, and gives the
+/// number of answers compared.
 ///
 /// # Errors
 /// All differences.
 pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
     let style = Style { cpus: possible_cpus(), brief: false };
     let (mut done, mut mismatches) = (0, Vec::new());
-    for run in &corpus.runs {
-        let theirs = || programs::ask(&kernel, corpus, run, style);
-        let ours = || programs::ask(&Interpreter, corpus, run, style);
+    let creators = [Creator::Trusted, Creator::Masked];
+    for (run, creator) in corpus.runs.iter().flat_map(|run| creators.map(|c| (run, c))) {
+        let theirs = || programs::ask(&KernelEngine { kernel, creator }, corpus, run, style);
+        let ours = || programs::ask(&Interpreter { creator }, corpus, run, style);
         let (theirs, ours) = on_cpu_0(|| (theirs(), ours()))?;
         done += theirs.len();
         // A program that one side cannot load has fewer answers there.
@@ -192,7 +196,7 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
             let (theirs, ours) = (theirs.get(i), ours.get(i));
             if theirs != ours {
                 let text = |qa: Option<&QA>| qa.map_or("nothing".into(), ToString::to_string);
-                let question = format!("{} {}", run.object, run.program);
+                let question = format!("{} {} ({creator})", run.object, run.program);
                 let (kernel, ours) = (text(theirs), text(ours));
                 mismatches.push(ProgramMismatch { question, kernel, ours });
             }
@@ -206,10 +210,11 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
 /// # Errors
 /// The first difference.
 pub fn random_programs(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Result<(), Error> {
+    let creator = Creator::Trusted;
     for seed in seed..seed + count {
         let program = (kind.random)(seed);
-        let theirs = || run_assembled(&kernel, &program);
-        let ours = || run_assembled(&Interpreter, &program);
+        let theirs = || run_assembled(&KernelEngine { kernel, creator }, &program);
+        let ours = || run_assembled(&Interpreter { creator }, &program);
         let (theirs, ours) = on_cpu_0(|| (theirs(), ours()))?;
         let listing = || Disasm::new(&program.insns).map(|line| line.to_string()).collect();
         same(seed, listing, &theirs, &ours)?;

@@ -60,14 +60,17 @@ impl Corpus {
         for run in &runs {
             if !objects.contains_key(&run.object) {
                 let dir = if run.capture.is_some() { &examples } else { &progs };
-                let path = dir.join(format!("{}.bpf.o", run.object));
-                let object = Object::parse(&read(&path)?);
-                let object = object.map_err(|error| Error::Object { path, error })?;
-                objects.insert(run.object.clone(), object);
+                objects.insert(run.object.clone(), read_object(dir, &run.object)?);
             }
         }
         Ok(Self { objects, runs })
     }
+}
+
+/// The object file of a directory that has this name, without `.bpf.o`.
+pub(crate) fn read_object(dir: &Path, name: &str) -> Result<Object, Error> {
+    let path = dir.join(format!("{name}.bpf.o"));
+    Object::parse(&read(&path)?).map_err(|error| Error::Object { path, error })
 }
 
 /// The packets of a capture file that are long enough to run.

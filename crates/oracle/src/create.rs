@@ -1,59 +1,28 @@
-//! Map creation: the attribute block, who asks, and random choices of both.
+//! The attribute block of map creation, and random choices of it.
 
 use std::fmt;
 
-use bpfarray_core::attr::{MapAttr, MapFlags, MapType};
+use bpfarray_core::attr::{MapAttr, MapFlags, MapType, PROG_HASH_LEN};
 
 use crate::attr::Attr;
+use crate::request::Creator;
 use crate::rng::Rng;
 use crate::text;
 
-/// Who creates a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Creator {
-    /// Has every capability: programs' lookups in the map go unmasked.
-    Trusted,
-    /// Has neither CAP_PERFMON nor CAP_SYS_ADMIN: the map is hardened against Spectre v1.
-    Masked,
-    /// Has no CAP_BPF either.
-    Nobody,
-}
-
-impl Creator {
-    const ALL: [(Self, &str); 3] =
-        [(Self::Trusted, "trusted"), (Self::Masked, "masked"), (Self::Nobody, "nobody")];
-
-    fn parse(s: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, name)| *name == s).map(|(creator, _)| *creator)
-    }
-
-    /// The same for our crates.
-    pub fn to_core(self) -> bpfarray_core::attr::Creator<'static> {
-        bpfarray_core::attr::Creator {
-            may_create: self != Self::Nobody,
-            bypass_spec_v1: self == Self::Trusted,
-            online_nodes: &[0],
-            rules: bpfarray_core::attr::Rules::Linux6_18,
-        }
-    }
-}
-
-impl fmt::Display for Creator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(Self::ALL.iter().find(|(creator, _)| creator == self).map_or("", |(_, s)| s))
-    }
-}
+/// A hash that no program has.
+static NO_PROGRAM: [u8; PROG_HASH_LEN] = [0x5a; PROG_HASH_LEN];
 
 macro_rules! map_create {
     ($($offset:literal $name:ident,)*) => {
-        /// The fields of `BPF_MAP_CREATE`, all of them.
+        /// The fields of `BPF_MAP_CREATE`.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[expect(missing_docs, reason = "the names of union bpf_attr")]
         pub struct MapCreate {
             $(pub $name: u32,)*
             pub map_name: [u8; 16],
             pub map_extra: u64,
-            pub excl_prog_hash: u64,
+            /// Whether `excl_prog_hash` is given: the hash of no program.
+            pub exclusive: bool,
         }
 
         impl MapCreate {
@@ -86,14 +55,30 @@ map_create! {
     60 btf_vmlinux_value_type_id,
     72 value_type_btf_obj_fd,
     76 map_token_fd,
-    88 excl_prog_hash_size,
 }
 
 impl MapCreate {
     /// Number of `BPF_MAP_TYPE_ARRAY`.
     pub const ARRAY: u32 = MapType::ARRAY.0;
+    /// Number of `BPF_MAP_TYPE_PROG_ARRAY`.
+    pub const PROG_ARRAY: u32 = MapType::PROG_ARRAY.0;
+    /// Number of `BPF_MAP_TYPE_PERF_EVENT_ARRAY`.
+    pub const PERF_EVENT_ARRAY: u32 = MapType::PERF_EVENT_ARRAY.0;
     /// Number of `BPF_MAP_TYPE_PERCPU_ARRAY`.
     pub const PERCPU_ARRAY: u32 = MapType::PERCPU_ARRAY.0;
+    /// Number of `BPF_MAP_TYPE_CGROUP_ARRAY`.
+    pub const CGROUP_ARRAY: u32 = MapType::CGROUP_ARRAY.0;
+    /// Number of `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+    pub const ARRAY_OF_MAPS: u32 = MapType::ARRAY_OF_MAPS.0;
+    /// The types of which every part is compared.
+    pub const TYPES: [u32; 6] = [
+        Self::ARRAY,
+        Self::PROG_ARRAY,
+        Self::PERF_EVENT_ARRAY,
+        Self::PERCPU_ARRAY,
+        Self::CGROUP_ARRAY,
+        Self::ARRAY_OF_MAPS,
+    ];
     /// Bytes of the block up to its last field.
     pub(crate) const SIZE: usize = 92;
 
@@ -102,11 +87,18 @@ impl MapCreate {
         Self { map_type, key_size: 4, value_size, max_entries, ..Self::default() }
     }
 
+    /// Whether elements are slots that hold objects or nothing.
+    pub fn holds_objects(&self) -> bool {
+        let values = [Self::ARRAY, Self::PERCPU_ARRAY];
+        Self::TYPES.contains(&self.map_type) && !values.contains(&self.map_type)
+    }
+
     /// Bytes of a value as the element commands copy it, at most.
     pub fn value_len(&self, possible_cpus: usize) -> usize {
         let size = self.value_size as usize;
         match self.map_type {
             Self::ARRAY => size,
+            _ if self.holds_objects() => size,
             _ => size.next_multiple_of(8) * possible_cpus,
         }
     }
@@ -116,7 +108,10 @@ impl MapCreate {
         for (_, offset, value) in self.words() {
             attr.u32(offset, value);
         }
-        attr.bytes(28, &self.map_name).u64(64, self.map_extra).u64(80, self.excl_prog_hash);
+        attr.bytes(28, &self.map_name).u64(64, self.map_extra);
+        if self.exclusive {
+            attr.ptr(80, NO_PROGRAM.as_ptr()).len(88, NO_PROGRAM.len());
+        }
         attr
     }
 
@@ -135,7 +130,7 @@ impl MapCreate {
             btf_value_type_id: self.btf_value_type_id,
             btf_vmlinux_value_type_id: self.btf_vmlinux_value_type_id,
             map_extra: self.map_extra,
-            excl_prog_hash: None,
+            excl_prog_hash: self.exclusive.then_some(NO_PROGRAM),
         }
     }
 
@@ -155,32 +150,37 @@ impl MapCreate {
         }
     }
 
-    /// A map to operate on: nearly always a valid one.
-    pub fn random_shape(rng: &mut Rng) -> Self {
-        let map_type = rng.pick(&[Self::ARRAY, Self::PERCPU_ARRAY]);
+    /// A valid map of a type.
+    pub fn random_shape(rng: &mut Rng, map_type: u32) -> Self {
         let value_size = match rng.below(20) {
+            _ if Self::array(map_type, 4, 1).holds_objects() => 4,
             0 => rng.pick(&[4096, 5000, 8192, 32767, 32768]),
             _ => rng.within(1, 200),
         };
         let mut create = Self::array(map_type, value_size, rng.within(1, 40));
-        let both = [0, 0, 0, 0x8, 0x10, 0x80, 0x100, 0x88];
-        let array = [0x400, 0x480, 0x1000, 0x1400, 0x408];
-        create.map_flags = rng.pick(&both);
-        if map_type == Self::ARRAY && rng.percent(30) {
-            create.map_flags = rng.pick(&array);
-        }
+        create.map_flags = match map_type {
+            Self::ARRAY if rng.percent(30) => rng.pick(&[0x400, 0x480, 0x1000, 0x1400, 0x408]),
+            Self::ARRAY | Self::PERCPU_ARRAY => rng.pick(&[0, 0, 0, 0x8, 0x10, 0x80, 0x100, 0x88]),
+            Self::PERF_EVENT_ARRAY => rng.pick(&[0, 0, 0, 0x8, 0x10, 0x800, 0x808]),
+            _ => rng.pick(&[0, 0, 0, 0x8, 0x10]),
+        };
         create
     }
 
     /// A block with each field from a set of interesting values, that asks for a few megabytes at most.
     pub fn random_attr(rng: &mut Rng, creator: Creator) -> Self {
-        let mut create = Self::random_shape(rng);
+        let map_type = rng.pick(&Self::TYPES);
+        let mut create = Self::random_shape(rng, map_type);
+        // No open file.
+        create.inner_map_fd = if map_type == Self::ARRAY_OF_MAPS { 9999 } else { 0 };
         // Few fields at a time, or nothing but the first check would ever be seen.
         for _ in 0..rng.below(4) {
-            match rng.below(14) {
+            match rng.below(15) {
                 0 => create.map_type = rng.pick(&[0, 34, 200, u32::MAX]),
                 1 => create.key_size = rng.pick(&[0, 1, 3, 5, 8, u32::MAX]),
-                2 => create.value_size = rng.pick(&[0, 32769, 32776, 0x8000_0000, u32::MAX]),
+                2 => {
+                    create.value_size = rng.pick(&[0, 3, 5, 8, 32769, 32776, 0x8000_0000, u32::MAX])
+                }
                 3 => create.max_entries = 0,
                 // Unmasked, and with these many entries, the kernel would really allocate.
                 4 if creator != Creator::Trusted => {
@@ -199,6 +199,7 @@ impl MapCreate {
                 10 => create.btf_key_type_id = rng.pick(&[1, u32::MAX]),
                 11 => create.btf_vmlinux_value_type_id = 1,
                 12 => create.map_extra = rng.pick(&[1, 1 << 40]),
+                13 => create.exclusive = true,
                 // Looked at only with flags that are not set.
                 _ => {
                     create.inner_map_fd = 9999;
@@ -210,14 +211,14 @@ impl MapCreate {
         create
     }
 
-    fn parse(fields: &str) -> Option<Self> {
+    pub(crate) fn parse(fields: &str) -> Option<Self> {
         let mut create = Self::default();
         for field in fields.split_whitespace() {
             let (name, value) = field.split_once('=')?;
             match name {
                 "map_name" => create.map_name = text::unhex(value)?.try_into().ok()?,
                 "map_extra" => create.map_extra = text::number(value)?,
-                "excl_prog_hash" => create.excl_prog_hash = text::number(value)?,
+                "exclusive" => create.exclusive = text::number(value)? != 0,
                 _ => *create.word_mut(name)? = text::number(value)?.try_into().ok()?,
             }
         }
@@ -241,8 +242,8 @@ impl fmt::Display for MapCreate {
         if self.map_extra != 0 {
             write!(f, " map_extra={:#x}", self.map_extra)?;
         }
-        if self.excl_prog_hash != 0 {
-            write!(f, " excl_prog_hash={:#x}", self.excl_prog_hash)?;
+        if self.exclusive {
+            f.write_str(" exclusive=1")?;
         }
         Ok(())
     }
@@ -262,57 +263,4 @@ fn random_name(rng: &mut Rng) -> [u8; 16] {
         };
     }
     name
-}
-
-/// A map somebody asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Who asks.
-    pub creator: Creator,
-    /// For what.
-    pub create: MapCreate,
-}
-
-impl Request {
-    /// The request that `Display` wrote.
-    pub fn parse(line: &str) -> Option<Self> {
-        let (creator, fields) = line.strip_prefix("create ")?.split_once(' ')?;
-        Some(Self { creator: Creator::parse(creator)?, create: MapCreate::parse(fields)? })
-    }
-}
-
-impl fmt::Display for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "create {} {}", self.creator, self.create)
-    }
-}
-
-/// What is known of a map that was created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Created {
-    /// Flags that stay with the map.
-    pub map_flags: u32,
-    /// Bytes it is charged for.
-    pub memlock: u64,
-}
-
-impl fmt::Display for Created {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "flags {:#x} memlock {}", self.map_flags, self.memlock)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_read_back_as_they_were_written() {
-        let mut rng = Rng::new(1);
-        for _ in 0..1000 {
-            let creator = rng.pick(&Creator::ALL).0;
-            let request = Request { creator, create: MapCreate::random_attr(&mut rng, creator) };
-            assert_eq!(Request::parse(&request.to_string()), Some(request));
-        }
-    }
 }

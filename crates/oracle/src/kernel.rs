@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use bpfarray_core::Errno;
 
-use crate::create::{Creator, MapCreate};
+use crate::create::MapCreate;
+use crate::request::Creator;
 use crate::sys::{self, Map};
 
 const CAP_SYS_ADMIN: u64 = 1 << 21;

@@ -1,7 +1,8 @@
 //! Programs in the live kernel.
 
-use bpfarray_core::insn::Insn;
-use bpfarray_vm::elf::{MapSpec, Object};
+use std::os::fd::{AsFd, AsRawFd};
+
+use bpfarray_vm::elf::{MapSpec, Object, Slot};
 use bpfarray_vm::prog_type::ProgType;
 
 use crate::attr::{ProgLoad, TestRun};
@@ -9,14 +10,18 @@ use crate::create::MapCreate;
 use crate::inputs::Input;
 use crate::kernel::Kernel;
 use crate::programs::{Assembled, Contents, Engine, Outcome, Program};
+use crate::request::{Creator, Request};
 use crate::sys::{Btf, Map, Prog};
-use crate::{btf, possible_cpus};
+use crate::{btf, kernel_side, possible_cpus};
+
+const BPF_F_SLEEPABLE: u32 = 1 << 4;
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// Room for what a program adds to a packet: more than it can add.
 const GROWTH: usize = 8192;
 
 /// A program with maps of its own.
-pub struct KernelProgram {
+pub(crate) struct KernelProgram {
     prog_type: ProgType,
     prog: Prog,
     maps: Vec<NamedMap>,
@@ -29,14 +34,19 @@ struct NamedMap {
 }
 
 impl NamedMap {
-    fn new(name: &str, create: MapCreate) -> Result<Self, String> {
-        let map = Map::create(&create).map_err(|e| format!("creating map {name}: {e}"))?;
-        Ok(Self { name: name.into(), create, map })
+    fn new(name: &str, request: &Request, kernel: Kernel) -> Result<Self, String> {
+        let created = kernel_side::create(kernel, request).map_err(|e| e.to_string())?;
+        let (map, _) = created.map_err(|e| format!("creating map {name}: {e}"))?;
+        Ok(Self { name: name.into(), create: request.create.clone(), map })
     }
 
     /// Creates a map as its definition says, filled and frozen.
-    fn defined(spec: &MapSpec) -> Result<Self, String> {
-        let this = Self::new(&spec.name, MapCreate::from_core(&spec.attr))?;
+    fn defined(spec: &MapSpec, kernel: Kernel, creator: Creator) -> Result<Self, String> {
+        let request = |attr| Request::new(creator, MapCreate::from_core(attr));
+        let inner = spec.inner.as_ref().map(request);
+        let request = request(&spec.attr);
+        let request = inner.into_iter().fold(request, Request::with_inner);
+        let this = Self::new(&spec.name, &request, kernel)?;
         let failed = |e| format!("filling map {}: {e}", spec.name);
         if spec.is_data() {
             let mut value = spec.initial.clone();
@@ -47,6 +57,13 @@ impl NamedMap {
             this.map.freeze().map_err(failed)?;
         }
         Ok(this)
+    }
+
+    /// Puts an object into a slot.
+    fn put(&self, index: u32, object: &impl AsFd) -> Result<(), String> {
+        let fd = object.as_fd().as_raw_fd();
+        let put = self.map.update(&index.to_ne_bytes(), &fd.to_ne_bytes(), 0);
+        put.map_err(|e| format!("filling slot {index} of map {}: {e}", self.name))
     }
 
     fn contents(&self) -> Result<Contents, String> {
@@ -61,46 +78,71 @@ impl NamedMap {
     }
 }
 
-impl KernelProgram {
-    fn new(
-        prog_type: ProgType,
-        expected_attach_type: u32,
-        insns: &[Insn],
-        maps: Vec<NamedMap>,
-    ) -> Result<Self, String> {
-        const BPF_F_SLEEPABLE: u32 = 1 << 4;
-        // Functions whose address is taken must be described by BTF.
-        let btf = Btf::load(&btf::blob()).map_err(|e| format!("loading BTF: {e}"))?;
-        let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
-        let load = ProgLoad {
-            expected_attach_type,
-            prog_flags: if prog_type == ProgType::SYSCALL { BPF_F_SLEEPABLE } else { 0 },
-            btf: Some(&btf),
-            func_info: &btf::func_info(insns),
-            ..ProgLoad::new(prog_type.0, insns, &map_refs)
-        };
-        let prog = Prog::load(&load).map_err(|e| format!("loading the program: {e}"))?;
-        Ok(Self { prog_type, prog, maps })
+/// Loads a program of an object, with the object's maps in their order.
+pub(crate) fn load(object: &Object, program: &str, maps: &[&Map]) -> Result<Prog, String> {
+    let spec = object.program(program).ok_or("no such program")?;
+    let prog_type = spec.prog_type().map_err(|e| e.to_string())?;
+    let code = spec.code().map_err(|e| e.to_string())?;
+    let mut load = ProgLoad::new(prog_type.0, &code.insns, maps);
+    load.expected_attach_type = spec.expected_attach_type().map_or(0, |attach_type| attach_type.0);
+    if spec.def.is_some_and(|def| def.xdp_has_frags) {
+        load.prog_flags |= BPF_F_XDP_HAS_FRAGS;
     }
+    load_with_btf(load)
 }
 
-impl Engine for Kernel {
+/// Functions whose address is taken must be described by BTF.
+fn load_with_btf(load: ProgLoad<'_>) -> Result<Prog, String> {
+    let btf = Btf::load(&btf::blob()).map_err(|e| format!("loading BTF: {e}"))?;
+    let sleepable = if load.prog_type == ProgType::SYSCALL.0 { BPF_F_SLEEPABLE } else { 0 };
+    let func_info = btf::func_info(load.insns);
+    let prog_flags = load.prog_flags | sleepable;
+    let load = ProgLoad { btf: Some(&btf), func_info: &func_info, prog_flags, ..load };
+    Prog::load(&load).map_err(|e| format!("loading the program: {e}"))
+}
+
+/// The kernel, and who creates the maps of programs in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelEngine {
+    /// The kernel.
+    pub(crate) kernel: Kernel,
+    /// Who creates maps.
+    pub(crate) creator: Creator,
+}
+
+impl Engine for KernelEngine {
     type Program = KernelProgram;
 
     fn load(&self, object: &Object, program: &str) -> Result<KernelProgram, String> {
+        let define = |spec| NamedMap::defined(spec, self.kernel, self.creator);
+        let maps: Vec<NamedMap> = object.maps().iter().map(define).collect::<Result<_, _>>()?;
+        let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
+        let mut slots: Vec<(u32, &Slot, &NamedMap)> = Vec::new();
+        for (spec, map) in object.maps().iter().zip(&maps) {
+            slots.extend(spec.slots.iter().map(|(index, slot)| (*index, slot, map)));
+        }
+        for (index, slot, map) in slots {
+            match slot {
+                Slot::Map(inner) => map.put(index, map_refs[*inner])?,
+                Slot::Program(name) => map.put(index, &load(object, name, &map_refs)?)?,
+            }
+        }
+        let prog = load(object, program, &map_refs)?;
         let spec = object.program(program).ok_or("no such program")?;
         let prog_type = spec.prog_type().map_err(|e| e.to_string())?;
-        let code = spec.code().map_err(|e| e.to_string())?;
-        let maps = object.maps().iter().map(NamedMap::defined).collect::<Result<_, _>>()?;
-        let attach_type = spec.expected_attach_type().map_or(0, |attach_type| attach_type.0);
-        KernelProgram::new(prog_type, attach_type, &code.insns, maps)
+        Ok(KernelProgram { prog_type, prog, maps })
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<KernelProgram, String> {
-        let maps = assembled.maps.iter().enumerate();
-        let maps = maps.map(|(i, create)| NamedMap::new(&i.to_string(), create.clone()));
-        let maps = maps.collect::<Result<_, _>>()?;
-        KernelProgram::new(ProgType::RAW_TRACEPOINT, 0, &assembled.insns, maps)
+        let maps = assembled.maps.iter().enumerate().map(|(i, create)| {
+            let request = Request::new(self.creator, create.clone());
+            NamedMap::new(&i.to_string(), &request, self.kernel)
+        });
+        let maps = maps.collect::<Result<Vec<_>, _>>()?;
+        let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
+        let prog_type = ProgType::RAW_TRACEPOINT;
+        let prog = load_with_btf(ProgLoad::new(prog_type.0, &assembled.insns, &map_refs))?;
+        Ok(KernelProgram { prog_type, prog, maps })
     }
 }
 
@@ -126,6 +168,6 @@ impl Program for KernelProgram {
     }
 
     fn maps(&self) -> Result<Vec<Contents>, String> {
-        self.maps.iter().map(NamedMap::contents).collect()
+        self.maps.iter().filter(|map| !map.create.holds_objects()).map(NamedMap::contents).collect()
     }
 }

