@@ -19,6 +19,7 @@
 
 pub mod context;
 mod core_reloc;
+mod digest;
 pub mod elf;
 pub mod fault;
 pub mod helper;

@@ -154,8 +154,8 @@ impl Loaded {
     ///
     /// # Errors
     /// [`ProgramError::NotFound`]; [`ProgramError::Load`] for a program whose type nobody knows or
-    /// that needs a running kernel; [`ProgramError::Verify`]; [`ProgramError::Owner`];
-    /// [`ProgramError::Xlate`].
+    /// that needs a running kernel; [`ProgramError::Verify`]; [`ProgramError::Exclusive`];
+    /// [`ProgramError::Owner`]; [`ProgramError::Xlate`].
     pub fn program(&self, name: &str) -> Result<Program, ProgramError> {
         let spec = self.object.programs().iter().position(|spec| spec.name == name);
         let made = spec.and_then(|at| self.programs.get(at).map(|made| (at, made)));

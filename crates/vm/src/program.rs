@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bpfarray::{Map, MapRef, ProgramObject};
+use bpfarray_core::Errno;
 use bpfarray_core::btf::Btf;
 use bpfarray_core::insn::{Insn, pseudo};
 use bpfarray_core::map::prog_array::{Owner, OwnerError};
 
 use crate::context::Context;
+use crate::digest::digest;
 use crate::elf::{LoadError, ProgramCode};
 use crate::fault::Fault;
 use crate::helper::HelperSet;
@@ -41,6 +43,16 @@ pub enum ProgramError {
         /// Where that is in its source.
         line: Option<Box<SourceLine>>,
     },
+    /// The program refers to a map that is for another program only.
+    #[error(
+        "program '{program}', map '{map}': the map is exclusive to the program with another hash"
+    )]
+    Exclusive {
+        /// The program's name.
+        program: String,
+        /// The map's name.
+        map: String,
+    },
     /// The program refers to a PROG_ARRAY for programs of another kind.
     #[error("program '{program}', map '{map}': {error}")]
     Owner {
@@ -59,6 +71,20 @@ pub enum ProgramError {
         /// Where.
         error: XlateError,
     },
+}
+
+impl ProgramError {
+    /// The error number with which loaders and the kernel refuse such a program.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NotFound { .. } => Errno::ENOENT,
+            Self::Load(_) => Errno::EINVAL,
+            Self::Verify { error, .. } => error.errno(),
+            Self::Exclusive { .. } => Errno::EACCES,
+            Self::Owner { error, .. } => error.errno(),
+            Self::Xlate { .. } => Errno::E2BIG,
+        }
+    }
 }
 
 fn at(line: &Option<Box<SourceLine>>) -> String {
@@ -120,6 +146,7 @@ pub struct Program(Arc<Inner>);
 struct Inner {
     id: u32,
     name: String,
+    hash: [u8; 32],
     owner: Owner,
     maps: Vec<MapRef>,
     xlated: Xlated,
@@ -135,7 +162,8 @@ impl Program {
     /// Maps are referred to by their index in `maps` (`pseudo::MAP_IDX`, `pseudo::MAP_IDX_VALUE`).
     ///
     /// # Errors
-    /// [`ProgramError::Verify`], [`ProgramError::Xlate`].
+    /// [`ProgramError::Verify`], [`ProgramError::Exclusive`], [`ProgramError::Owner`],
+    /// [`ProgramError::Xlate`].
     pub fn from_insns(
         prog_type: ProgType,
         insns: &[Insn],
@@ -147,7 +175,8 @@ impl Program {
     /// As [`Program::from_insns`], with the helpers of a host.
     ///
     /// # Errors
-    /// [`ProgramError::Verify`], [`ProgramError::Xlate`].
+    /// [`ProgramError::Verify`], [`ProgramError::Exclusive`], [`ProgramError::Owner`],
+    /// [`ProgramError::Xlate`].
     pub fn with_helpers(
         prog_type: ProgType,
         insns: &[Insn],
@@ -175,6 +204,11 @@ impl Program {
             let line = line_of(&lines, error.insn).cloned().map(Box::new);
             ProgramError::Verify { program: program(), error: Box::new(error), line }
         })?;
+        let hash = digest(&code.insns);
+        if let Some(map) = maps_of(&code.insns, &maps).find(|map| !map.may_be_used_by(&hash)) {
+            let (program, map) = (program(), map.name().to_owned());
+            return Err(ProgramError::Exclusive { program, map });
+        }
         claim_prog_arrays(&code.insns, &maps, &owner).map_err(|(map, error)| {
             ProgramError::Owner { program: program(), map: map.name().to_owned(), error }
         })?;
@@ -184,7 +218,7 @@ impl Program {
         let environment = RunEnvironment::new(name, &maps, helpers);
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let name = name.to_owned();
-        Ok(Self(Arc::new(Inner { id, name, owner, maps, xlated, code, environment, lines })))
+        Ok(Self(Arc::new(Inner { id, name, hash, owner, maps, xlated, code, environment, lines })))
     }
 
     pub(crate) fn running(&self) -> Running<'_> {
@@ -204,6 +238,17 @@ impl Program {
     /// The program's id: positive, and never used again in this process.
     pub fn id(&self) -> u32 {
         self.0.id
+    }
+
+    /// SHA-256 of the program's instructions, without what tells its maps apart: what
+    /// [`MapAttr::excl_prog_hash`](bpfarray::attr::MapAttr::excl_prog_hash) names. The first 8 bytes are the tag that the kernel shows
+    /// for the same program when a loader of objects has loaded it.
+    ///
+    /// # Kernel
+    /// `bpf_prog_calc_tag`
+    #[doc(alias = "bpf_prog_calc_tag")]
+    pub fn hash(&self) -> [u8; 32] {
+        self.0.hash
     }
 
     /// The maps the program can refer to. It holds them, but is no user of them: when the last handle to a
@@ -271,6 +316,15 @@ pub(crate) fn owner(prog_type: ProgType, expected_attach_type: u32) -> Owner {
     Owner { prog_type: prog_type.0, jited: false, xdp_has_frags: false, expected_attach_type }
 }
 
+/// The maps that instructions refer to, as often as they do.
+fn maps_of<'a>(insns: &[Insn], maps: &'a [MapRef]) -> impl Iterator<Item = &'a MapRef> {
+    let is_map = |insn: &&Insn| {
+        insn.is_ld_imm64()
+            && matches!(insn.src.index() as u8, pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE)
+    };
+    insns.iter().filter(is_map).filter_map(|insn| maps.get(insn.imm as usize))
+}
+
 /// Makes a program the owner of each PROG_ARRAY it refers to, or finds it unlike the owner there is.
 ///
 /// # Kernel
@@ -280,13 +334,7 @@ fn claim_prog_arrays<'a>(
     maps: &'a [MapRef],
     owner: &Owner,
 ) -> Result<(), (&'a MapRef, OwnerError)> {
-    let is_map =
-        |insn: &&Insn| insn.is_ld_imm64() && insn.src.index() == usize::from(pseudo::MAP_IDX);
-    insns
-        .iter()
-        .filter(is_map)
-        .filter_map(|insn| maps.get(insn.imm as usize))
-        .try_for_each(|map| map.claim_owner(owner).map_err(|error| (map, error)))
+    maps_of(insns, maps).try_for_each(|map| map.claim_owner(owner).map_err(|error| (map, error)))
 }
 
 impl fmt::Debug for Program {

@@ -188,3 +188,22 @@ fn an_inner_map_that_was_never_in_a_slot_is_out_of_reach() {
     };
     assert_eq!((peek(&inner), peek(&other)), (true, false));
 }
+
+#[test]
+fn an_exclusive_map_is_for_the_program_with_its_hash() {
+    let array = MapAttr { map_type: MapType::ARRAY, ..ATTR };
+    let value = |returned| {
+        let load = Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0);
+        [load.to_vec(), returning(returned)].concat()
+    };
+    let hash = load(&value(1), &[Map::create(&array).unwrap()]).hash();
+    let exclusive = Map::create(&MapAttr { excl_prog_hash: Some(hash), ..array }).unwrap();
+    let try_load = |insns: &[Insn]| {
+        Program::from_insns(ProgType::SYSCALL, insns, std::slice::from_ref(&exclusive))
+    };
+    assert_eq!(run(&try_load(&value(1)).unwrap()), 1);
+    let error = try_load(&value(2)).unwrap_err();
+    assert!(matches!(error, ProgramError::Exclusive { .. }), "{error}");
+    assert_eq!(error.errno(), Errno::EACCES);
+    assert!(try_load(&returning(2)).is_ok(), "it does not refer to the map");
+}
