@@ -84,6 +84,11 @@ impl Area {
         Ok(Self { whole, payload, percpu })
     }
 
+    /// Lets values that nobody has written yet come from a NUMA node.
+    pub(crate) fn prefer_node(&self, node: u32) {
+        self.whole.prefer_node(node);
+    }
+
     /// Address of the header page.
     pub(crate) fn addr(&self) -> u64 {
         self.whole.addr()

@@ -111,6 +111,33 @@ impl Memory {
         Ok(unsafe { Self::from_raw(base, len, Arc::new(Block { base, len })) })
     }
 
+    /// Lets pages that nobody has touched yet come from a NUMA node, while it has some left. `self` must begin
+    /// with a page.
+    ///
+    /// # Kernel
+    /// `bpf_map_area_alloc`, and `mbind` with `MPOL_PREFERRED`
+    pub(crate) fn prefer_node(&self, node: u32) {
+        // As many as Linux has at most.
+        let mut nodes = [0_u64; 1024 / 64];
+        let Some(word) = nodes.get_mut(node as usize / 64) else { return };
+        *word = 1 << (node % 64);
+        // The kernel takes one bit less than it is told.
+        let max_node = nodes.len() * 64 + 1;
+        // SAFETY: the call reads `max_node` bits at most, which are there, and changes from where pages of
+        // this mapping come, not what they hold. It fails on a kernel without NUMA, which has only one node.
+        let _ = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.base.as_ptr(),
+                self.len,
+                libc::MPOL_PREFERRED,
+                nodes.as_ptr(),
+                max_node,
+                0,
+            )
+        };
+    }
+
     /// # Safety
     /// `base..base + len` must be mapped readable and writable while `owner` lives, `base` must be
     /// a multiple of 8, and nobody may hold a reference into it.

@@ -369,8 +369,9 @@ impl MapAttr {
         if flags.contains(MapFlags::RDONLY | MapFlags::WRONLY) {
             return Err(CreateError::HandleMode);
         }
-        let node = self.effective_numa_node();
-        if node != NUMA_NO_NODE && !creator.online_nodes.contains(&node) {
+        if let Some(node) = self.preferred_node()
+            && !creator.online_nodes.contains(&node)
+        {
             return Err(CreateError::NumaNode(node));
         }
         let kind = Kind::of(self.map_type).ok_or(CreateError::MapType(self.map_type))?;
@@ -405,8 +406,7 @@ impl MapAttr {
             Kind::PerfEventArray => common | MapFlags::PRESERVE_ELEMS,
             Kind::ProgArray | Kind::CgroupArray | Kind::ArrayOfMaps => common,
         };
-        let numa_on_percpu =
-            kind == Kind::PercpuArray && self.effective_numa_node() != NUMA_NO_NODE;
+        let numa_on_percpu = kind == Kind::PercpuArray && self.preferred_node().is_some();
         if kind.holds_objects() && self.value_size != 4 {
             return Err(CreateError::DescriptorSize(self.value_size));
         }
@@ -428,8 +428,15 @@ impl MapAttr {
         if fits { Ok(()) } else { Err(CreateError::ValueTooLarge(self.value_size)) }
     }
 
-    fn effective_numa_node(&self) -> u32 {
-        if self.map_flags.contains(MapFlags::NUMA_NODE) { self.numa_node } else { NUMA_NO_NODE }
+    /// The NUMA node the map's memory shall come from: `numa_node`, where [`MapFlags::NUMA_NODE`] says that it
+    /// is one.
+    ///
+    /// # Kernel
+    /// `bpf_map_attr_numa_node`
+    #[doc(alias = "bpf_map_attr_numa_node")]
+    pub fn preferred_node(&self) -> Option<u32> {
+        let is_given = self.map_flags.contains(MapFlags::NUMA_NODE);
+        Some(self.numa_node).filter(|&node| is_given && node != NUMA_NO_NODE)
     }
 
     /// Checks the name and gives the part before its NUL.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bpfarray::attr::{CreateError, Creator, MapType};
-use bpfarray::{Map, Object as SlotObject, possible_cpus};
+use bpfarray::{Map, Object as SlotObject, online_nodes, possible_cpus};
 use bpfarray_core::btf::Btf;
 use bpfarray_core::map::prog_array::Owner;
 use bpfarray_core::map::{FreezeError, UpdateError};
@@ -97,7 +97,11 @@ impl Object {
     /// [`LoadObjectError::Map`] for the first map that cannot be made;
     /// [`LoadObjectError::Program`] for the first program of a slot that cannot be verified.
     pub fn load(self, options: &LoadOptions) -> Result<Loaded, LoadObjectError> {
-        let creator = Creator { bypass_spec_v1: options.bypass_spec_v1, ..Creator::default() };
+        let creator = Creator {
+            bypass_spec_v1: options.bypass_spec_v1,
+            online_nodes: online_nodes(),
+            ..Creator::default()
+        };
         let create = |spec: &MapSpec| {
             create(spec, &creator).map_err(|error| MapError { map: spec.name.clone(), error })
         };

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use bpfarray_core::attr::{CreateError, Creator, MapAttr};
 use bpfarray_core::map::{FreezeError, HandleMode};
 
+use crate::numa::online_nodes;
+
 pub use self::info::MapInfo;
 pub(crate) use self::reference::Contents;
 pub(crate) use self::reference::Inner;
@@ -71,12 +73,13 @@ impl Drop for File {
 }
 
 impl Map {
-    /// Creates a map whose lookups are masked against Spectre v1.
+    /// Creates a map whose lookups are masked against Spectre v1, on any of the machine's NUMA nodes.
     ///
     /// # Errors
     /// As [`Map::create_with`], where there is no inner map.
     pub fn create(attr: &MapAttr) -> Result<Self, CreateError> {
-        Self::create_with(attr, &Creator::default(), None)
+        let creator = Creator { online_nodes: online_nodes(), ..Creator::default() };
+        Self::create_with(attr, &creator, None)
     }
 
     /// Creates a map for a certain creator.
@@ -234,6 +237,20 @@ mod tests {
         let first = create(ARRAY).id();
         assert!(first > 0);
         assert!(create(ARRAY).id() > first);
+    }
+
+    #[test]
+    fn pages_come_from_the_node_that_was_asked_for() {
+        let node = *crate::online_nodes().last().unwrap();
+        let map_flags = MapFlags::NUMA_NODE;
+        let map = create(MapAttr { map_flags, numa_node: node, ..ARRAY });
+        // The system may have no such file; one that has lists the policy of each mapping.
+        let Ok(maps) = std::fs::read_to_string("/proc/self/numa_maps") else { return };
+        let mapping = maps.lines().find(|line| line.starts_with(&format!("{:x}", map.addr())));
+        let mapping = mapping.unwrap();
+        assert!(mapping.contains(&format!("prefer:{node}")), "{mapping}");
+        let offline = MapAttr { map_flags, numa_node: 4096, ..ARRAY };
+        assert_eq!(Map::create(&offline).unwrap_err(), CreateError::NumaNode(4096));
     }
 
     #[test]

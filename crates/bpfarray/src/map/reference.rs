@@ -82,6 +82,9 @@ impl Inner {
     ) -> Result<Self, CreateError> {
         static LAST_ID: AtomicU32 = AtomicU32::new(0);
         let no_memory = CreateError::NoMemory(layout.payload_len());
+        if let Some(node) = attr.preferred_node() {
+            area.prefer_node(node);
+        }
         let contents = Contents::create(&layout, &area, inner).map_err(|_| no_memory)?;
         // Bytes from 0x80 on that are allowed in a name are Latin-1 letters.
         let name = attr.check_name()?.iter().map(|&byte| char::from(byte)).collect();
