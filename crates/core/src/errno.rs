@@ -58,6 +58,8 @@ errnos! {
     ERANGE = 34;
     /// Protocol error.
     EPROTO = 71;
+    /// Value too large for its type; for the output of iterators, no room left.
+    EOVERFLOW = 75;
     /// File descriptor in bad state.
     EBADFD = 77;
     /// Operation not supported.

@@ -140,6 +140,9 @@ pub enum HelperError {
     /// An argument that must be the context of the run.
     #[error("{0:#x} is not the address of the context")]
     NotTheContext(u64),
+    /// An argument that must be the output of the run, `seq` of the context's `meta`.
+    #[error("{0:#x} is not the address of the output")]
+    NotTheOutput(u64),
     /// A helper that this type of program does not have.
     #[error("this type of program has no such helper")]
     WrongContext,
@@ -159,9 +162,10 @@ impl HelperError {
     fn culprit(&self) -> Option<u64> {
         match self {
             Self::Access(access) => Some(access.addr),
-            Self::NotAMap(addr) | Self::NotAFunction(addr) | Self::NotTheContext(addr) => {
-                Some(*addr)
-            }
+            Self::NotAMap(addr)
+            | Self::NotAFunction(addr)
+            | Self::NotTheContext(addr)
+            | Self::NotTheOutput(addr) => Some(*addr),
             _ => None,
         }
     }

@@ -16,7 +16,7 @@ use crate::elf::{LoadError, ProgramCode};
 use crate::fault::Fault;
 use crate::helper::HelperSet;
 use crate::interp::{Code, Environment as RunEnvironment, Running, run};
-use crate::prog_type::ProgType;
+use crate::prog_type::{AttachType, ProgType};
 use crate::verify::{Environment, VerifyError, verify};
 use crate::xlate::{XlateError, Xlated, xlate};
 
@@ -277,6 +277,19 @@ impl Program {
         let inner = Arc::make_mut(&mut self.0);
         inner.environment = inner.environment.clone().with_fuel(fuel);
         self
+    }
+
+    /// The same program, which may touch the values of one more map, whose address it is given.
+    pub(crate) fn with_map(mut self, map: MapRef) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.maps.push(map);
+        inner.environment = inner.environment.clone().with_maps(&inner.maps);
+        self
+    }
+
+    /// How the program expects to be attached, or 0.
+    pub(crate) fn expected_attach_type(&self) -> AttachType {
+        AttachType(self.0.owner.expected_attach_type)
     }
 
     /// Runs the program once.

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod convert;
+mod iter;
 mod skb;
 mod xdp;
 
@@ -9,6 +10,7 @@ use bpfarray_core::Errno;
 
 pub(crate) use buffer::Buffer;
 pub use convert::{CtxAccess, convert_ctx_access};
+pub(crate) use iter::{Element, MapElem, Seq};
 pub(crate) use skb::{HeaderStart, Skb};
 pub(crate) use xdp::Xdp;
 
@@ -41,6 +43,7 @@ enum Kind {
     Bytes(ProgType),
     Xdp(Xdp),
     Skb(Skb),
+    MapElem(MapElem),
 }
 
 /// Why there is no such context. The variants stand in the order in which they are checked.
@@ -158,6 +161,7 @@ impl Context {
         match &mut self.kind {
             Kind::Xdp(xdp) => xdp.reset(&mut self.buffer, packet, ctx_in),
             Kind::Skb(skb) => skb.reset(&mut self.buffer, packet, ctx_in),
+            Kind::MapElem(_) => Err(ContextError::ProgType(ProgType::TRACING)),
             Kind::Bytes(prog_type) => {
                 if !packet.is_empty() {
                     return Err(ContextError::NoPacket(*prog_type));
@@ -183,7 +187,7 @@ impl Context {
         match &self.kind {
             Kind::Xdp(xdp) => xdp.packet(&self.buffer),
             Kind::Skb(skb) => skb.packet(&self.buffer),
-            Kind::Bytes(_) => Vec::new(),
+            Kind::MapElem(_) | Kind::Bytes(_) => Vec::new(),
         }
     }
 
@@ -192,7 +196,30 @@ impl Context {
         match &self.kind {
             Kind::Xdp(xdp) => xdp.xdp_md(),
             Kind::Skb(_) => Skb::sk_buff(&self.buffer),
-            Kind::Bytes(_) => read(&self.buffer, 0, self.buffer.ctx_len()),
+            Kind::MapElem(_) | Kind::Bytes(_) => read(&self.buffer, 0, self.buffer.ctx_len()),
+        }
+    }
+
+    /// The context of a program that is called for each element of a map. Values are copied if
+    /// `copy_len` is not 0, or used where they are.
+    pub(crate) fn map_elem(map_addr: u64, session: u64, copy_len: usize) -> Result<Self, Errno> {
+        let buffer = MapElem::buffer(map_addr, session, copy_len)?;
+        Ok(Self { buffer, kind: Kind::MapElem(MapElem::default()) })
+    }
+
+    /// Puts an element into such a context, the one after `number` others.
+    pub(crate) fn set_element(&mut self, element: Element, copy: &[u8], number: u64) {
+        if matches!(self.kind, Kind::MapElem(_)) {
+            MapElem::set(&self.buffer, element, number);
+            write(&self.buffer, MapElem::copy_at(), copy);
+        }
+    }
+
+    /// What a program writes that is called for elements, and by which address it knows it.
+    pub(crate) fn seq(&mut self) -> Option<(&mut Seq, u64)> {
+        match &mut self.kind {
+            Kind::MapElem(elem) => Some((&mut elem.seq, MapElem::seq_addr(&self.buffer))),
+            _ => None,
         }
     }
 

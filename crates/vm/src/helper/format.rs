@@ -106,6 +106,20 @@ pub(super) fn format(
     Ok(if is_known { Ok(formatter.out) } else { Err(Errno::EINVAL) })
 }
 
+/// As [`format`], for a format in `fmt_size` bytes at `fmt`, which must end there.
+pub(super) fn format_at(
+    machine: &mut Machine<'_>,
+    fmt: u64,
+    fmt_size: u64,
+    args: &[u64],
+) -> Result<Result<Vec<u8>, Errno>, HelperError> {
+    let fmt = machine.read_vec(fmt, fmt_size as u32 as u64)?;
+    match fmt.iter().position(|byte| *byte == 0) {
+        Some(end) => format(machine, &fmt[..end], args),
+        None => Ok(Err(Errno::EINVAL)),
+    }
+}
+
 /// Printable or white space in Latin-1, as the kernel's `ctype` has it.
 fn is_printable(byte: u8) -> bool {
     matches!(byte, 0x09..=0x0d | 0x20..=0x7e | 0xa0..)

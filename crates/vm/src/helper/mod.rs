@@ -5,6 +5,7 @@ mod format;
 mod map;
 mod number;
 mod redirect;
+mod seq;
 mod skb;
 mod string;
 mod system;
@@ -78,11 +79,12 @@ impl HelperSet {
     /// The helpers of Linux that can be had outside a kernel.
     pub fn linux() -> Self {
         let mut set = Self::none();
-        let tables: [&[Builtin]; 9] = [
+        let tables: [&[Builtin]; 10] = [
             map::HELPERS,
             csum::HELPERS,
             number::HELPERS,
             redirect::HELPERS,
+            seq::HELPERS,
             skb::HELPERS,
             string::HELPERS,
             system::HELPERS,

@@ -1,9 +1,9 @@
 //! Helpers that tell somebody something.
 
-use bpfarray_core::{Errno, helper_id};
+use bpfarray_core::helper_id;
 
 use super::Builtin;
-use super::format::{format, read_args};
+use super::format::{format_at, read_args};
 use crate::fault::HelperError;
 use crate::interp::Machine;
 
@@ -42,11 +42,7 @@ fn print(
     fmt_size: u64,
     args: &[u64],
 ) -> Result<u64, HelperError> {
-    let fmt = machine.read_vec(fmt, fmt_size as u32 as u64)?;
-    let Some(end) = fmt.iter().position(|byte| *byte == 0) else {
-        return Ok(Errno::EINVAL.to_return());
-    };
-    let text = match format(machine, &fmt[..end], args)? {
+    let text = match format_at(machine, fmt, fmt_size, args)? {
         Ok(text) => text,
         Err(errno) => return Ok(errno.to_return()),
     };

@@ -49,6 +49,12 @@ impl Environment {
         Self { name, regions, shared, helpers, fuel: DEFAULT_FUEL }
     }
 
+    /// The same environment with other maps.
+    #[must_use]
+    pub(crate) fn with_maps(self, maps: &[MapRef]) -> Self {
+        Self { regions: Regions::new(maps), shared: SharedLanes::of(maps), ..self }
+    }
+
     /// The same environment, where a run may take about `fuel` instructions.
     ///
     /// Jumps backwards and returns are charged with all instructions they close over, whether or not
