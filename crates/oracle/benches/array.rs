@@ -10,57 +10,15 @@
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use bpfarray::attr::{MapAttr, MapType};
 use bpfarray::{Array, Lane, PercpuArray};
 use bpfarray_core::insn::{Insn, Reg, alu, jmp};
 use bpfarray_vm::{Context, LoadOptions, Object, ProgType, Program};
+use oracle::measure::{Rounds, line};
 use oracle::{Kernel, Map, MapCreate, Prog, ProgLoad, TestRun};
 
 const ENTRIES: u32 = 1 << 20;
-
-/// How long and how often to measure.
-struct Rounds {
-    count: u32,
-    time: Duration,
-}
-
-impl Rounds {
-    /// Nanoseconds per call of each of `sides`: the best round of each, rounds taken in turns.
-    fn compare<const N: usize>(&self, mut sides: [&mut dyn FnMut(u64); N]) -> [f64; N] {
-        let iterations = sides.each_mut().map(|side| self.calibrate(*side));
-        let mut best = [f64::INFINITY; N];
-        for _ in 0..self.count {
-            for i in 0..N {
-                let start = Instant::now();
-                sides[i](iterations[i]);
-                let each = start.elapsed().as_nanos() as f64 / iterations[i] as f64;
-                best[i] = best[i].min(each);
-            }
-        }
-        best
-    }
-
-    /// How many iterations fill one round.
-    fn calibrate(&self, side: &mut dyn FnMut(u64)) -> u64 {
-        let mut n = 1;
-        loop {
-            let start = Instant::now();
-            side(n);
-            let took = start.elapsed();
-            if took >= self.time / 4 {
-                return (n as f64 * self.time.as_secs_f64() / took.as_secs_f64()).max(1.0) as u64;
-            }
-            n *= 4;
-        }
-    }
-}
-
-fn line(what: &str, ns: f64, than: &str, ratio: f64, target: &str) {
-    let time = if ns < 1e4 { format!("{ns:.2} ns") } else { format!("{:.1} us", ns / 1e3) };
-    println!("{what:<44} {time:>12}   {ratio:>9.2}x {than:<36} {target}");
-}
 
 /// Indexes that neither side can guess, in a table small enough to stay in the cache.
 fn indexes() -> Vec<u32> {
@@ -225,7 +183,7 @@ fn interpreter(rounds: &Rounds, kernel: bool) {
         let load = ProgLoad::new(ProgType::SOCKET_FILTER.0, &insns, &[]);
         let program = Prog::load(&load).expect("load");
         let test_run = TestRun { data_in: &[0; 14], repeat: 100, ..TestRun::default() };
-        let jit = (0..rounds.count)
+        let jit = (0..rounds.count())
             .map(|_| f64::from(program.test_run(&test_run).expect("run").duration_ns))
             .fold(f64::INFINITY, f64::min);
         println!("{:<44} {:>8.0} M/s", "    the kernel's JIT", executed * 1e3 / jit);
@@ -252,12 +210,7 @@ fn example(rounds: &Rounds) {
 }
 
 fn main() {
-    let quick = std::env::args().any(|arg| arg == "--quick");
-    let rounds = if quick {
-        Rounds { count: 2, time: Duration::from_millis(5) }
-    } else {
-        Rounds { count: 15, time: Duration::from_millis(40) }
-    };
+    let rounds = Rounds::from_args();
     let kernel = Kernel::available();
     if let Err(why) = &kernel {
         println!("no live kernel to compare with: {why}");

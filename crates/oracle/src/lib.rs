@@ -17,6 +17,7 @@ pub mod isa;
 mod kernel;
 mod kernel_program;
 mod kernel_side;
+pub mod measure;
 pub mod objects;
 pub mod ops;
 mod our_program;

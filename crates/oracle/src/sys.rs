@@ -32,6 +32,7 @@ mod cmd {
     pub(super) const OBJ_GET_INFO_BY_FD: u32 = 15;
     pub(super) const BTF_LOAD: u32 = 18;
     pub(super) const MAP_FREEZE: u32 = 22;
+    pub(super) const MAP_LOOKUP_BATCH: u32 = 24;
 }
 
 /// Calls bpf(2) with the first `size` bytes of `attr`.
@@ -168,6 +169,26 @@ impl Map {
         // SAFETY: the kernel writes one key to `next`, which is `key_len` bytes long.
         unsafe { bpf(cmd::MAP_GET_NEXT_KEY, &mut attr, 24) }?;
         Ok(next)
+    }
+
+    /// Reads elements from the first one on (`BPF_MAP_LOOKUP_BATCH`), as many as there is room for keys. Gives
+    /// how many those were.
+    ///
+    /// # Errors
+    /// What the kernel says; ENOENT when there are fewer.
+    pub fn lookup_batch(&self, keys: &mut [u32], values: &mut [u8]) -> Result<u32, Errno> {
+        assert!(self.key_len == 4 && values.len() == keys.len() * self.value_len, "lengths");
+        let mut last = 0_u32;
+        let mut attr = Attr::default();
+        attr.ptr(8, &raw mut last)
+            .ptr(16, keys.as_mut_ptr())
+            .ptr(24, values.as_mut_ptr())
+            .len(32, keys.len())
+            .u32(36, self.raw());
+        // SAFETY: the kernel writes one key to `last`, and at most the count at offset 32 of keys and values
+        // to `keys` and `values`, which are that long.
+        unsafe { bpf(cmd::MAP_LOOKUP_BATCH, &mut attr, 56) }?;
+        Ok(attr.get_u32(32))
     }
 
     /// Forbids further writes by system calls (`BPF_MAP_FREEZE`).
