@@ -221,29 +221,6 @@ impl Memory {
         Ok(())
     }
 
-    /// Copies a value of a Rust type out of the bytes at `offset`.
-    ///
-    /// # Errors
-    /// [`OutOfBounds`].
-    #[inline]
-    pub fn read_value<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, OutOfBounds> {
-        let mut value = T::new_zeroed();
-        self.read(offset, value.as_mut_bytes())?;
-        Ok(value)
-    }
-
-    /// Copies the bytes of a value of a Rust type to `offset`.
-    ///
-    /// # Errors
-    /// [`OutOfBounds`], and nothing is copied.
-    #[inline]
-    pub fn write_value<T>(&self, offset: usize, value: &T) -> Result<(), OutOfBounds>
-    where
-        T: IntoBytes + Immutable,
-    {
-        self.write(offset, value.as_bytes())
-    }
-
     /// Where the element `index` is, if the memory is an array of `T`, each at a multiple of 8.
     ///
     /// Compares the index and not its offset, which processors can scale while they load.
@@ -439,16 +416,6 @@ mod tests {
         };
         assert_eq!(view.load(0, 8), Ok(42));
         assert!(view.load(8, 1).is_err());
-    }
-
-    #[test]
-    fn values_of_a_type_are_their_bytes() {
-        let memory = memory(32);
-        memory.write_value(7, &[1_u16, 2, 3]).unwrap();
-        assert_eq!(memory.read_value::<[u16; 3]>(7), Ok([1, 2, 3]));
-        assert_eq!(memory.load(9, 2), Ok(2));
-        assert!(memory.write_value(27, &[0_u16; 3]).is_err());
-        assert!(memory.read_value::<u64>(25).is_err());
     }
 
     #[test]

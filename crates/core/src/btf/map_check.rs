@@ -10,7 +10,7 @@ use crate::errno::Errno;
 #[non_exhaustive]
 pub enum CheckBtfError {
     /// The map type is not built in.
-    #[error("map type {} is not available", .0.0)]
+    #[error("maps of {0} are not available")]
     MapType(MapType),
     /// The type of keys has no size, or not that of keys.
     #[error("btf_key_type_id {id} is no type of {key_size} bytes")]
