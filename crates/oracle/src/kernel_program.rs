@@ -146,6 +146,22 @@ impl Engine for KernelEngine {
     }
 }
 
+impl KernelProgram {
+    /// Writes an element of one of its maps.
+    pub(crate) fn update(&self, map: &str, index: u32, value: &[u8]) -> Result<(), String> {
+        let named = self.maps.iter().find(|named| named.name == map).ok_or("no such map")?;
+        named.map.update(&index.to_ne_bytes(), value, 0).map_err(|e| e.to_string())
+    }
+
+    /// Runs the program on a packet, a number of times; gives what it returned and the nanoseconds of a run on
+    /// average.
+    pub(crate) fn time(&self, packet: &[u8], times: u32) -> Result<(u32, u32), String> {
+        let run = TestRun { data_in: packet, repeat: times, ..TestRun::default() };
+        let result = self.prog.test_run(&run).map_err(|e| e.to_string())?;
+        Ok((result.retval, result.duration_ns))
+    }
+}
+
 impl Program for KernelProgram {
     fn run(&mut self, input: &Input) -> Result<Outcome, String> {
         let data_in = input.data.as_deref().unwrap_or_default();

@@ -23,6 +23,7 @@ pub mod ops;
 mod our_program;
 mod ours;
 pub mod programs;
+pub mod race;
 pub mod record;
 pub mod replay;
 mod request;
