@@ -22,8 +22,11 @@ fn packet() -> Vec<u8> {
     packet
 }
 
-/// Programs, what they do, what they return for the packet, and how their maps are filled.
-const PROGRAMS: [(&str, &str, &str, u32, fn(&Race) -> Result<(), String>); 4] = [
+/// Fills the maps of a program.
+type Fill = fn(&Race) -> Result<(), String>;
+
+/// Programs, what they do, and what they return for the packet.
+const PROGRAMS: [(&str, &str, &str, u32, Fill); 4] = [
     ("examples/packet_count", "count_packets", "counts packets by protocol", 2, |_| Ok(())),
     ("testdata/progs/network", "rate_limit", "a token bucket for each source", 2, |_| Ok(())),
     ("testdata/progs/network", "balance", "rewrites the packet for a backend", 3, |race| {

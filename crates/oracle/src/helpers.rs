@@ -31,7 +31,7 @@ pub fn random(seed: u64) -> Assembled {
     }
     insns.extend([Insn::mov64_imm(Reg::R0, 0), Insn::exit()]);
     let results = MapCreate::array(MapCreate::ARRAY, CALLS * 8, 1);
-    Assembled { insns, maps: vec![results, map] }
+    Assembled::raw_tp(insns, vec![results, map])
 }
 
 /// A call with its arguments that leaves its result in r0.

@@ -82,7 +82,7 @@ pub fn random(seed: u64) -> Assembled {
         insns.push(Insn::stx_mem(size::DW, Reg::R9, Reg::R1, 8 * (SLOTS + REGS + slot)));
     }
     insns.extend([Insn::mov64_imm(Reg::R0, 0), Insn::exit()]);
-    Assembled { insns, maps: vec![MapCreate::array(MapCreate::ARRAY, RESULT_SIZE, 1)] }
+    Assembled::raw_tp(insns, vec![MapCreate::array(MapCreate::ARRAY, RESULT_SIZE, 1)])
 }
 
 fn reg(rng: &mut Rng) -> Reg {

@@ -134,13 +134,21 @@ impl Engine for KernelEngine {
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<KernelProgram, String> {
-        let maps = assembled.maps.iter().enumerate().map(|(i, create)| {
-            let request = Request::new(self.creator, create.clone());
-            NamedMap::new(&i.to_string(), &request, self.kernel)
-        });
-        let maps = maps.collect::<Result<Vec<_>, _>>()?;
+        let request = |create: &MapCreate| Request::new(self.creator, create.clone());
+        let mut maps: Vec<NamedMap> = Vec::new();
+        for (i, create) in assembled.maps.iter().enumerate() {
+            let inner = assembled.inner.filter(|(outer, _)| *outer == i);
+            let inner = inner.and_then(|(_, inner)| maps.get(inner));
+            let template = inner.map(|inner| request(&inner.create));
+            let request = template.into_iter().fold(request(create), Request::with_inner);
+            let map = NamedMap::new(&i.to_string(), &request, self.kernel)?;
+            if let Some(inner) = inner {
+                map.put(0, &inner.map)?;
+            }
+            maps.push(map);
+        }
         let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
-        let prog_type = ProgType::RAW_TRACEPOINT;
+        let prog_type = assembled.prog_type;
         let prog = load_with_btf(ProgLoad::new(prog_type.0, &assembled.insns, &map_refs))?;
         Ok(KernelProgram { prog_type, prog, maps })
     }

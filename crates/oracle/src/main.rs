@@ -28,6 +28,8 @@ enum Command {
     Isa(Campaign),
     /// Compare random programs that call map helpers
     Helpers(Campaign),
+    /// Compare random programs with loops, functions, packets and maps of all kinds
+    Flows(Campaign),
     /// Write the vector files of testdata
     Record {
         /// Files to write, such as ops/ops.vec; all without a name
@@ -82,6 +84,7 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::Isa(c) => random_programs(kernel, Kind::ISA, &c)?,
         Command::Helpers(c) => random_programs(kernel, Kind::HELPERS, &c)?,
+        Command::Flows(c) => random_programs(kernel, Kind::FLOWS, &c)?,
         Command::Record { files } => {
             let corpus = Corpus::read()?;
             let asked = |name: &str| files.is_empty() || files.iter().any(|file| file == name);

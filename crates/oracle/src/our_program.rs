@@ -1,8 +1,8 @@
 //! Programs in our interpreter.
 
-use bpfarray::Map;
+use bpfarray::{Map, Object};
 use bpfarray_core::map::Kind;
-use bpfarray_vm::{Context, LoadOptions, Object, ProgType, Program};
+use bpfarray_vm::{Context, LoadOptions, ProgType, Program, elf};
 
 use crate::inputs::Input;
 use crate::programs::{self, Assembled, Contents, Engine, Outcome};
@@ -23,7 +23,7 @@ pub(crate) struct OurProgram {
 impl Engine for Interpreter {
     type Program = OurProgram;
 
-    fn load(&self, object: &Object, program: &str) -> Result<OurProgram, String> {
+    fn load(&self, object: &elf::Object, program: &str) -> Result<OurProgram, String> {
         let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
         let options = LoadOptions { bypass_spec_v1, ..LoadOptions::default() };
         let loaded = object.clone().load(&options).map_err(|e| e.to_string())?;
@@ -34,11 +34,20 @@ impl Engine for Interpreter {
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<OurProgram, String> {
-        let create = |create: &crate::MapCreate| {
-            Map::create_as(&create.to_core(), &self.creator.to_core()).map_err(|e| e.to_string())
-        };
-        let maps = assembled.maps.iter().map(create).collect::<Result<Vec<_>, _>>()?;
-        let program = Program::from_insns(ProgType::RAW_TRACEPOINT, &assembled.insns, &maps);
+        let mut maps: Vec<Map> = Vec::new();
+        for (i, create) in assembled.maps.iter().enumerate() {
+            let inner = assembled.inner.filter(|(outer, _)| *outer == i);
+            let inner = inner.and_then(|(_, inner)| maps.get(inner));
+            let (attr, creator) = (create.to_core(), self.creator.to_core());
+            let map = Map::create_with(&attr, &creator, inner.map(|inner| &**inner));
+            let map = map.map_err(|e| e.to_string())?;
+            if let Some(inner) = inner {
+                let filled = map.update_object(0, &Object::Map(inner.to_ref()), 0);
+                filled.map_err(|e| e.to_string())?;
+            }
+            maps.push(map);
+        }
+        let program = Program::from_insns(assembled.prog_type, &assembled.insns, &maps);
         let program = program.map_err(|e| e.to_string())?;
         let maps = maps.into_iter().enumerate().map(|(i, map)| (i.to_string(), map)).collect();
         Ok(OurProgram { program, maps })

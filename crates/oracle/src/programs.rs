@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 
 use bpfarray_core::insn::Insn;
+use bpfarray_vm::ProgType;
 use bpfarray_vm::elf::Object;
 
 use crate::corpus::Corpus;
@@ -67,13 +68,27 @@ pub trait Engine {
     fn assemble(&self, assembled: &Assembled) -> Result<Self::Program, String>;
 }
 
-/// A program for a raw tracepoint that was made from instructions, and the maps they index.
+/// A program that was made from instructions, the maps they index, and what it is run with.
 #[derive(Clone, Debug)]
 pub struct Assembled {
+    /// The program's type.
+    pub prog_type: ProgType,
     /// The instructions.
     pub insns: Vec<Insn>,
     /// The maps.
     pub maps: Vec<MapCreate>,
+    /// Which of the maps holds which other one in its first slot, and takes others like it.
+    pub inner: Option<(usize, usize)>,
+    /// The packet; empty for a type that takes none.
+    pub packet: Vec<u8>,
+}
+
+impl Assembled {
+    /// A program for a raw tracepoint.
+    pub(crate) fn raw_tp(insns: Vec<Insn>, maps: Vec<MapCreate>) -> Self {
+        let prog_type = ProgType::RAW_TRACEPOINT;
+        Self { prog_type, insns, maps, inner: None, packet: Vec::new() }
+    }
 }
 
 /// Random programs of one kind.
@@ -90,18 +105,24 @@ impl Kind {
     pub const ISA: Self = Self { name: "isa", random: crate::isa::random };
     /// Calls of map helpers.
     pub const HELPERS: Self = Self { name: "helpers", random: crate::helpers::random };
+    /// Loops, functions, packets, and maps of all kinds.
+    pub const FLOWS: Self = Self { name: "flows", random: crate::flows::random };
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::ISA, Self::HELPERS];
+    pub const ALL: [Self; 3] = [Self::ISA, Self::HELPERS, Self::FLOWS];
 }
 
-/// Runs an assembled program once and gives its maps.
+/// Runs an assembled program once, and gives what came out and its maps.
 ///
 /// # Errors
 /// Why it cannot be loaded, or did not run to its end.
-pub fn run_assembled<E: Engine>(engine: &E, program: &Assembled) -> Result<Vec<Contents>, String> {
-    let mut program = engine.assemble(program)?;
-    program.run(&Input::default())?;
-    program.maps()
+pub fn run_assembled<E: Engine>(
+    engine: &E,
+    assembled: &Assembled,
+) -> Result<(Outcome, Vec<Contents>), String> {
+    let mut program = engine.assemble(assembled)?;
+    let data = Some(assembled.packet.clone()).filter(|packet| !packet.is_empty());
+    let outcome = program.run(&Input { data, ..Input::default() })?;
+    Ok((outcome, program.maps()?))
 }
 
 /// Asks for what a random program leaves in its maps, as a digest. The question has a digest of
@@ -109,8 +130,11 @@ pub fn run_assembled<E: Engine>(engine: &E, program: &Assembled) -> Result<Vec<C
 pub fn ask_random<E: Engine>(engine: &E, kind: Kind, seed: u64, style: Style) -> QA {
     let program = (kind.random)(seed);
     let code: Vec<u8> = program.insns.iter().flat_map(|insn| insn.encode()).collect();
-    let answer = run_assembled(engine, &program).map(|maps| {
-        let all: Vec<String> = maps.iter().map(|map| contents_text(map, style)).collect();
+    let answer = run_assembled(engine, &program).map(|(outcome, maps)| {
+        let mut all: Vec<String> = maps.iter().map(|map| contents_text(map, style)).collect();
+        if let Some(packet) = outcome.data {
+            all.push(format!("{} {}", outcome.retval, text::hex(&packet)));
+        }
         text::digest(all.join("\n").as_bytes())
     });
     QA {

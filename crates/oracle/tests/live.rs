@@ -38,6 +38,9 @@ const TESTS: &[(&str, Test)] = &[
     ("random_helper_calls_give_the_results_of_the_kernel", |kernel| {
         Ok(compare::random_programs(kernel, Kind::HELPERS, 1, 3_000)?)
     }),
+    ("random_loops_calls_and_packets_give_the_results_of_the_kernel", |kernel| {
+        Ok(compare::random_programs(kernel, Kind::FLOWS, 1, 2_000)?)
+    }),
 ];
 
 fn main() -> ExitCode {
