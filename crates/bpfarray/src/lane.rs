@@ -69,6 +69,14 @@ impl Lanes {
         self.claim_any(wanted)
     }
 
+    /// Claims one lane, which must exist, and waits while it is taken.
+    fn claim_only(&self, lane: u32) {
+        let mut backoff = Backoff::default();
+        while !self.slots[lane as usize].try_claim() {
+            backoff.wait();
+        }
+    }
+
     #[cold]
     fn claim_any(&self, wanted: u32) -> u32 {
         let count = self.slots.len();
@@ -186,6 +194,18 @@ impl Lane {
             lane
         });
         Self { cpu, thread: PhantomData }
+    }
+
+    /// Enters the lane of one CPU, and waits while another thread is in it. A thread that is in a lane stays there.
+    pub(crate) fn enter_on(cpu: u32) -> Self {
+        HELD.with(|held| {
+            if held.get().depth == 0 {
+                LANES.claim_only(cpu);
+                held.set(Held { lane: cpu, depth: 1 });
+                return Self { cpu, thread: PhantomData };
+            }
+            Self::enter()
+        })
     }
 
     /// The CPU whose values belong to this lane, less than [`possible_cpus`].

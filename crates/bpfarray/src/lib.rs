@@ -28,6 +28,7 @@ mod array;
 mod cgroup;
 mod cpu;
 mod element;
+mod fields;
 mod file;
 mod gate;
 mod index;
@@ -46,6 +47,7 @@ mod window;
 
 pub use bpfarray_core::attr;
 pub use bpfarray_core::batch::{BatchError, LookupBatch, UpdateBatchError};
+pub use bpfarray_core::btf;
 pub use bpfarray_core::map::array::HashError;
 pub use bpfarray_core::map::array_of_maps::InnerError;
 pub use bpfarray_core::map::cpu_flags::CpuFlagsError;
@@ -62,6 +64,9 @@ pub use bpfarray_core::map::mmap::MmapError;
 pub use cgroup::{Cgroup, CgroupError};
 pub use cpu::possible_cpus;
 pub use element::{Element, Integer, ShapeError};
+pub use fields::{
+    ElementField, ElementLock, Kptr, KptrError, TimerCallback, TimerError, TimerStart,
+};
 pub use file::{FileError, HeaderError, SharedLanes};
 pub use lane::{InLane, Lane, synchronize};
 pub use map::{Map, MapInfo, MapRef};

@@ -59,7 +59,10 @@ impl Map {
     /// `bpf_map_mmap`
     #[doc(alias = "bpf_map_mmap")]
     pub fn mmap(&self, offset: u64, len: u64, writable: bool) -> Result<Mapping, MmapError> {
-        let check = |frozen| check_mmap(self.layout(), self.mode(), frozen, offset, len, writable);
+        let has_fields = !self.special_fields().is_empty();
+        let check = |frozen| {
+            check_mmap(self.layout(), self.mode(), frozen, offset, len, writable, has_fields)
+        };
         check(self.is_frozen())?;
         if writable && !self.inner.gate.try_enter() {
             return Err(MmapError::Frozen);

@@ -7,7 +7,7 @@ use bpfarray_core::{Errno, PPTR_SIZE as POINTER_SIZE, VALUE_OFFSET};
 use std::sync::Arc;
 
 use crate::lane::Lane;
-use crate::map::{Contents, MapRef, SPIN_LOCK};
+use crate::map::{Contents, MapRef};
 use crate::memory::Memory;
 use crate::object::{EventObject, ProgramObject};
 use crate::rcu;
@@ -26,6 +26,8 @@ pub struct Region {
     pub readable: bool,
     /// Whether programs may write.
     pub writable: bool,
+    /// The map whose values these are, if they have special fields: bytes that programs may neither read nor write.
+    pub fields_of: Option<MapRef>,
 }
 
 impl Region {
@@ -36,7 +38,14 @@ impl Region {
     pub fn cpu_variables(cpu: u32) -> Result<Self, Errno> {
         let memory = cpu_variables(cpu)?;
         let size = memory.len() as u32;
-        Ok(Self { memory, elem_size: size, value_size: size, readable: true, writable: false })
+        Ok(Self {
+            memory,
+            elem_size: size,
+            value_size: size,
+            readable: true,
+            writable: false,
+            fields_of: None,
+        })
     }
 }
 
@@ -124,9 +133,10 @@ impl MapRef {
             | Contents::Cgroups(_)
             | Contents::Maps(_) => return Err(UpdateError::ObjectKind),
         };
-        let offset = array::update_elem(self.layout(), index, flags, SPIN_LOCK)?;
+        let has_lock = self.inner.has_spin_lock();
+        let offset = array::update_elem(self.layout(), index, flags, has_lock)?;
         memory
-            .and_then(|memory| memory.write(offset as usize, value).ok())
+            .and_then(|memory| self.inner.write_value(memory, offset as usize, value, flags).ok())
             .ok_or_else(|| self.no_index(index))
     }
 
@@ -244,6 +254,7 @@ impl MapRef {
             value_size,
             readable,
             writable,
+            fields_of: (!self.special_fields().is_empty()).then(|| self.clone()),
         };
         let payload = self.inner.area.payload();
         let pointers = || Region {
@@ -252,6 +263,7 @@ impl MapRef {
             value_size: POINTER_SIZE,
             readable: true,
             writable: false,
+            fields_of: None,
         };
         match &self.inner.contents {
             Contents::Array => vec![values(payload)],
@@ -410,8 +422,16 @@ mod tests {
     #[test]
     fn regions_end_with_the_last_element() {
         let array = &map(MapType::ARRAY, MapFlags::RDONLY_PROG).regions()[..];
-        let [Region { memory, elem_size: 16, value_size: 12, readable: true, writable: false }] =
-            array
+        let [
+            Region {
+                memory,
+                elem_size: 16,
+                value_size: 12,
+                readable: true,
+                writable: false,
+                fields_of: None,
+            },
+        ] = array
         else {
             panic!("{array:?}");
         };

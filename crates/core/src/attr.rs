@@ -2,6 +2,7 @@
 
 use bitflags::bitflags;
 
+use crate::btf::{Btf, CheckBtfError};
 use crate::errno::Errno;
 use crate::layout::Layout;
 use crate::map::Kind;
@@ -189,7 +190,7 @@ pub struct MapAttr {
 }
 
 /// Who creates a map, and where.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Copy, Clone, Debug)]
 pub struct Creator<'a> {
     /// May create maps at all; in the kernel, CAP_BPF.
     pub may_create: bool,
@@ -201,6 +202,8 @@ pub struct Creator<'a> {
     pub online_nodes: &'a [u32],
     /// By which kernel's rules elements are handled.
     pub rules: Rules,
+    /// The types that type ids are of: what `btf_fd` stands for.
+    pub btf: Option<&'a Btf>,
 }
 
 /// The kernel whose rules a map follows, where kernels differ.
@@ -223,6 +226,7 @@ impl Default for Creator<'_> {
             bypass_spec_v1: false,
             online_nodes: &[0],
             rules: Rules::Linux6_18,
+            btf: None,
         }
     }
 }
@@ -291,6 +295,12 @@ pub enum CreateError {
     /// The name has a character that is not allowed, or no terminating NUL.
     #[error("map_name is not valid: only letters, digits, '_' and '.', at most 15 bytes")]
     Name,
+    /// Type ids, but no BTF that they are of.
+    #[error("there are type ids, but btf_fd is no BTF")]
+    NoBtf,
+    /// Types that do not fit the map.
+    #[error(transparent)]
+    Btf(#[from] CheckBtfError),
 }
 
 /// A type's name, or the number of one that has none.
@@ -319,7 +329,8 @@ impl CreateError {
             | Self::Device(_)
             | Self::Token
             | Self::Name => Errno::EINVAL,
-            Self::NoInnerMap => Errno::EBADF,
+            Self::NoInnerMap | Self::NoBtf => Errno::EBADF,
+            Self::Btf(error) => error.errno(),
             Self::Inner(error) => error.errno(),
             Self::ValueTooLarge(_) | Self::TooManyEntries(_) => Errno::E2BIG,
             Self::NotPermitted => Errno::EPERM,

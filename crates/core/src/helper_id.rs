@@ -59,6 +59,12 @@ pub const XDP_ADJUST_TAIL: u32 = 65;
 /// Id of `bpf_skb_load_bytes_relative`.
 #[doc(alias = "BPF_FUNC_skb_load_bytes_relative")]
 pub const SKB_LOAD_BYTES_RELATIVE: u32 = 68;
+/// Id of `bpf_spin_lock`.
+#[doc(alias = "BPF_FUNC_spin_lock")]
+pub const SPIN_LOCK: u32 = 93;
+/// Id of `bpf_spin_unlock`.
+#[doc(alias = "BPF_FUNC_spin_unlock")]
+pub const SPIN_UNLOCK: u32 = 94;
 /// Id of `bpf_jiffies64`.
 #[doc(alias = "BPF_FUNC_jiffies64")]
 pub const JIFFIES64: u32 = 118;
@@ -71,6 +77,18 @@ pub const KTIME_GET_COARSE_NS: u32 = 160;
 /// Id of `bpf_for_each_map_elem`.
 #[doc(alias = "BPF_FUNC_for_each_map_elem")]
 pub const FOR_EACH_MAP_ELEM: u32 = 164;
+/// Id of `bpf_timer_init`.
+#[doc(alias = "BPF_FUNC_timer_init")]
+pub const TIMER_INIT: u32 = 169;
+/// Id of `bpf_timer_set_callback`.
+#[doc(alias = "BPF_FUNC_timer_set_callback")]
+pub const TIMER_SET_CALLBACK: u32 = 170;
+/// Id of `bpf_timer_start`.
+#[doc(alias = "BPF_FUNC_timer_start")]
+pub const TIMER_START: u32 = 171;
+/// Id of `bpf_timer_cancel`.
+#[doc(alias = "BPF_FUNC_timer_cancel")]
+pub const TIMER_CANCEL: u32 = 172;
 /// Id of `bpf_loop`.
 #[doc(alias = "BPF_FUNC_loop")]
 pub const LOOP: u32 = 181;
@@ -86,6 +104,9 @@ pub const XDP_LOAD_BYTES: u32 = 189;
 /// Id of `bpf_xdp_store_bytes`.
 #[doc(alias = "BPF_FUNC_xdp_store_bytes")]
 pub const XDP_STORE_BYTES: u32 = 190;
+/// Id of `bpf_kptr_xchg`.
+#[doc(alias = "BPF_FUNC_kptr_xchg")]
+pub const KPTR_XCHG: u32 = 194;
 /// Id of `bpf_map_lookup_percpu_elem`.
 #[doc(alias = "BPF_FUNC_map_lookup_percpu_elem")]
 pub const MAP_LOOKUP_PERCPU_ELEM: u32 = 195;

@@ -32,6 +32,7 @@ impl Creator {
             bypass_spec_v1: self == Self::Trusted,
             online_nodes: &[0],
             rules: bpfarray_core::attr::Rules::Linux6_18,
+            btf: None,
         }
     }
 }

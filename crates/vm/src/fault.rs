@@ -43,6 +43,10 @@ pub enum FaultKind {
         /// What was wrong.
         error: HelperError,
     },
+    /// Something that must not happen while a `bpf_spin_lock` is held: a call of a helper, a tail call or the
+    /// program's exit.
+    #[error("{0} while a bpf_spin_lock is held")]
+    Locked(Arc<str>),
     /// A call of a helper that does not exist.
     #[error("call of {}", missing_helper(*.0))]
     UnknownHelper(u32),
@@ -119,6 +123,9 @@ pub enum AccessReason {
     /// Across the end of a map's value.
     #[error("leaves the value it starts in")]
     PastValue,
+    /// In a special field of a map's value, which is for helpers only.
+    #[error("touches the {0} in a map's value")]
+    Field(&'static str),
     /// An atomic operation at an address that is no multiple of its size.
     #[error("is a misaligned atomic operation")]
     Misaligned,
@@ -146,6 +153,26 @@ pub enum HelperError {
     /// A helper that this type of program does not have.
     #[error("this type of program has no such helper")]
     WrongContext,
+    /// An argument that must be the address of a special field.
+    #[error("there is no {name} at {addr:#x}")]
+    NoField {
+        /// The argument.
+        addr: u64,
+        /// Name of the field.
+        name: &'static str,
+    },
+    /// An argument that must be the map in which the timer is.
+    #[error("{0:#x} is not the map that the timer is in")]
+    OtherMap(u64),
+    /// A `bpf_spin_lock` while one is held.
+    #[error("a bpf_spin_lock is held already")]
+    SecondLock,
+    /// A lock that is to be released, but is not held.
+    #[error("the bpf_spin_lock at {0:#x} is not held")]
+    NotLocked(u64),
+    /// An object that the program did not take out of a kptr.
+    #[error("{0:#x} is no object that the program owns")]
+    NotOwned(u64),
     /// A function that was called back ended the run.
     #[error("{0}")]
     Callback(Box<Fault>),
@@ -165,7 +192,11 @@ impl HelperError {
             Self::NotAMap(addr)
             | Self::NotAFunction(addr)
             | Self::NotTheContext(addr)
-            | Self::NotTheOutput(addr) => Some(*addr),
+            | Self::NotTheOutput(addr)
+            | Self::NoField { addr, .. }
+            | Self::OtherMap(addr)
+            | Self::NotLocked(addr)
+            | Self::NotOwned(addr) => Some(*addr),
             _ => None,
         }
     }

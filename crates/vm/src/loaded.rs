@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use bpfarray::attr::{CreateError, Creator, MapType};
+use bpfarray::attr::{CreateError, Creator, MapAttr, MapType};
 use bpfarray::{Map, Object as SlotObject, online_nodes, possible_cpus};
 use bpfarray_core::btf::Btf;
 use bpfarray_core::map::prog_array::Owner;
@@ -100,6 +100,8 @@ impl Object {
         let creator = Creator {
             bypass_spec_v1: options.bypass_spec_v1,
             online_nodes: online_nodes(),
+            // Types that the kernel would not load describe no map.
+            btf: self.btf().filter(|btf| btf.check_special_structs().is_ok()),
             ..Creator::default()
         };
         let create = |spec: &MapSpec| {
@@ -120,8 +122,8 @@ fn create(spec: &MapSpec, creator: &Creator<'_>) -> Result<Map, MapErrorKind> {
         attr.max_entries = possible_cpus();
     }
     // Only the shape of this one is kept.
-    let inner = spec.inner.map(|inner| Map::create_as(&inner, creator)).transpose()?;
-    let map = Map::create_with(&attr, creator, inner.as_deref())?;
+    let inner = spec.inner.map(|inner| create_typed(inner, creator, None)).transpose()?;
+    let map = create_typed(attr, creator, inner.as_ref())?;
     if !spec.initial.is_empty() {
         let mut value = spec.initial.clone();
         value.resize(map.user_size() as usize, 0);
@@ -131,6 +133,24 @@ fn create(spec: &MapSpec, creator: &Creator<'_>) -> Result<Map, MapErrorKind> {
         map.freeze()?;
     }
     Ok(map)
+}
+
+/// Creates a map with the types of its keys and values or, where these do not fit, without: as libbpf does.
+fn create_typed(
+    mut attr: MapAttr,
+    creator: &Creator<'_>,
+    inner: Option<&Map>,
+) -> Result<Map, CreateError> {
+    let untyped = |attr| MapAttr { btf_key_type_id: 0, btf_value_type_id: 0, ..attr };
+    let never_typed = [MapType::PERF_EVENT_ARRAY, MapType::CGROUP_ARRAY, MapType::ARRAY_OF_MAPS];
+    if creator.btf.is_none() || never_typed.contains(&attr.map_type) {
+        attr = untyped(attr);
+    }
+    let create = |attr| Map::create_with(&attr, creator, inner.map(|inner| &**inner));
+    match create(attr) {
+        Err(_) if attr.btf_value_type_id != 0 => create(untyped(attr)),
+        created => created,
+    }
 }
 
 impl Loaded {

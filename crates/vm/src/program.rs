@@ -222,7 +222,7 @@ impl Program {
     }
 
     pub(crate) fn running(&self) -> Running<'_> {
-        Running { code: &self.0.code, environment: &self.0.environment }
+        Running { code: &self.0.code, environment: &self.0.environment, program: Some(self) }
     }
 
     /// The program's name; empty for one made from instructions.
@@ -302,7 +302,7 @@ impl Program {
     /// `bpf_prog_run`
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
-        let r0 = run(&self.0.code, &self.0.environment, context)?;
+        let r0 = run(self.running(), context)?;
         Ok(Outcome { r0 })
     }
 }

@@ -13,6 +13,8 @@ struct Region {
     value_size: u64,
     readable: bool,
     writable: bool,
+    /// The map, if values have special fields.
+    fields_of: Option<MapRef>,
 }
 
 /// Ranges of addresses, ascending. Those of maps never overlap.
@@ -61,6 +63,18 @@ impl Regions {
         self.outer.iter().find_map(|outer| outer.inner_map_at(lane, addr))
     }
 
+    /// The map in whose values an address is, if they have special fields.
+    pub(crate) fn map_with_fields<'lane>(
+        &'lane self,
+        lane: &'lane Lane,
+        addr: u64,
+    ) -> Option<&'lane MapRef> {
+        match self.ranges.region_at(addr) {
+            Some(region) => region.fields_of.as_ref(),
+            None => self.inner_at(lane, addr),
+        }
+    }
+
     /// The memory of the inner map that an address is in.
     pub(crate) fn inner_ranges(&self, lane: &Lane, addr: u64) -> Option<Ranges> {
         Some(Ranges::new(self.inner_at(lane, addr)?.regions()))
@@ -89,8 +103,13 @@ impl Ranges {
 
     /// Whether an address is in one of them.
     pub(crate) fn contains(&self, addr: u64) -> bool {
+        self.region_at(addr).is_some()
+    }
+
+    fn region_at(&self, addr: u64) -> Option<&Region> {
         let behind = self.0.partition_point(|region| region.start <= addr);
-        behind.checked_sub(1).and_then(|at| self.0.get(at)).is_some_and(|at| at.contains(addr))
+        let region = behind.checked_sub(1).and_then(|at| self.0.get(at))?;
+        region.contains(addr).then_some(region)
     }
 
     /// The memory and the offset in it of an access. `hint` is where the last access was found.
@@ -134,6 +153,11 @@ impl Region {
         if size > self.value_size || in_elem > self.value_size - size {
             return Err(AccessReason::PastValue);
         }
+        if let Some(map) = &self.fields_of
+            && let Some(field) = map.special_fields().overlapping(in_elem, size)
+        {
+            return Err(AccessReason::Field(field.kind.name()));
+        }
         match write {
             true if !self.writable => Err(AccessReason::ReadOnly),
             false if !self.readable => Err(AccessReason::WriteOnly),
@@ -152,6 +176,7 @@ impl From<bpfarray::Region> for Region {
             value_size: u64::from(region.value_size),
             readable: region.readable,
             writable: region.writable,
+            fields_of: region.fields_of,
         }
     }
 }

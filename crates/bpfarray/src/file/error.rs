@@ -32,6 +32,15 @@ pub enum FileError {
     /// The file is a directory, a pipe or a device.
     #[error("{}: not a regular file", .0.display())]
     NotRegular(PathBuf),
+    /// Values with special fields: a lock would be lost with a process that dies while it holds it, and timers and
+    /// objects are of one process.
+    #[error("{}: values with {field} cannot be in a file", path.display())]
+    SpecialField {
+        /// The file.
+        path: PathBuf,
+        /// Name of the field.
+        field: &'static str,
+    },
     /// The map's memory is not in a file.
     #[error("the map is private to this process")]
     Private,
@@ -47,6 +56,7 @@ impl FileError {
             Self::Io { source, .. } => Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
             Self::Header { source: HeaderError::Attr(error), .. } => error.errno(),
             Self::Header { source: HeaderError::TooLarge { .. }, .. } => Errno::E2BIG,
+            Self::SpecialField { .. } => Errno::EOPNOTSUPP,
             Self::Header { .. } | Self::NotRegular(_) | Self::Private | Self::Machine => {
                 Errno::EINVAL
             }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bpfarray_core::attr::{CreateError, MapAttr};
+use bpfarray_core::btf::{Btf, SpecialFields};
 use bpfarray_core::map::{HandleMode, Kind};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::param::page_size;
@@ -59,7 +60,7 @@ impl Map {
     /// ```
     ///
     /// # Errors
-    /// [`FileError::Machine`]; [`FileError::Header`] for attributes no map can have;
+    /// [`FileError::Machine`]; [`FileError::Header`] for attributes no map can have; [`FileError::SpecialField`];
     /// [`FileError::Io`], among others if there is such a file already.
     pub fn create_file(path: impl AsRef<Path>, attr: &MapAttr) -> Result<Self, FileError> {
         Self::create_file_with_btf(path, attr, &[])
@@ -101,7 +102,7 @@ impl Map {
     ///
     /// # Errors
     /// [`FileError::Machine`]; [`FileError::Io`]; [`FileError::NotRegular`]; [`FileError::Header`]
-    /// for a file that is no map file or lies about itself.
+    /// for a file that is no map file or lies about itself; [`FileError::SpecialField`].
     ///
     /// # Concurrency
     /// After `fork` without `exec`, the child must not use the maps of its parent but open the
@@ -179,6 +180,7 @@ fn content<'a>(
     check_machine()?;
     let cpus = possible_cpus();
     let shape = Shape::of(attr, cpus, btf.len() as u64).map_err(FileError::header(path))?;
+    check_fields(path, attr, btf)?;
     let content = Content {
         header: Header::of(&shape, cpus),
         btf,
@@ -186,6 +188,19 @@ fn content<'a>(
         file_len: shape.geometry.file_len,
     };
     Ok((content, HandleMode::of(attr.map_flags)))
+}
+
+/// Values in files have no special fields.
+fn check_fields(path: &Path, attr: &MapAttr, btf: &[u8]) -> Result<(), FileError> {
+    // BTF that cannot be read describes no fields, nor does a type whose fields cannot be.
+    let Ok(btf) = Btf::parse(btf) else { return Ok(()) };
+    let fields = SpecialFields::of(&btf, attr.btf_value_type_id).unwrap_or_default();
+    match fields.as_slice().first() {
+        Some(first) => {
+            Err(FileError::SpecialField { path: path.to_owned(), field: first.kind.name() })
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_machine() -> Result<(), FileError> {
@@ -277,5 +292,9 @@ fn map_file(
     .map_err(FileError::errno_of(path, "map"))?;
     let file =
         MapFile { key, source, geometry: *geometry, header, lanes, long_writers: Mutex::new(0) };
+    if attr.btf_value_type_id != 0 {
+        let btf = file.read_btf().map_err(FileError::io(path, "read BTF of"))?;
+        check_fields(path, attr, &btf)?;
+    }
     MapRef::over_file(attr, *layout, area, Arc::new(file)).map_err(FileError::create(path))
 }

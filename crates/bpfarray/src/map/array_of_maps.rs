@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
+use bpfarray_core::btf::SpecialFields;
 use bpfarray_core::map::Kind;
 use bpfarray_core::map::array_of_maps::{InnerError, meta_equal};
 use bpfarray_core::{Errno, Layout};
@@ -19,6 +20,7 @@ use crate::window;
 /// Maps in slots. What programs load from the area is the address of the map in the slot, or 0.
 pub(crate) struct MapArray {
     template: Layout,
+    fields: SpecialFields,
     /// The addresses, for programs.
     addresses: Memory,
     slots: Slots<Held>,
@@ -86,11 +88,16 @@ fn ranges(map: &MapRef) -> impl Iterator<Item = (Place, u64)> {
 
 impl MapArray {
     /// Slots for as many maps of the shape of `template` as there is room for addresses.
-    pub(crate) fn new(template: Layout, addresses: Memory) -> Result<Arc<Self>, Errno> {
+    pub(crate) fn new(
+        template: Layout,
+        fields: SpecialFields,
+        addresses: Memory,
+    ) -> Result<Arc<Self>, Errno> {
         let len = u32::try_from(addresses.len() / ADDRESS).map_err(|_| Errno::ENOMEM)?;
         let writer = Writer { ranges: Ranges::new(), uses: HashMap::new() };
         Ok(Arc::new(Self {
             template,
+            fields,
             addresses,
             slots: Slots::new(len)?,
             ranges: Slots::new(1)?,
@@ -102,9 +109,13 @@ impl MapArray {
         &self.template
     }
 
+    pub(crate) fn template_fields(&self) -> &SpecialFields {
+        &self.fields
+    }
+
     /// Puts a map into a slot.
     pub(crate) fn insert(self: &Arc<Self>, index: u32, map: MapRef) -> Result<(), InnerError> {
-        meta_equal(&self.template, map.layout())?;
+        meta_equal((&self.template, &self.fields), (map.layout(), map.special_fields()))?;
         // A program claims the lanes of its shared maps before it runs, and cannot know of this one.
         if map.inner.gate.file().is_some() && map.layout().kind() == Kind::PercpuArray {
             return Err(InnerError::Unsupported);

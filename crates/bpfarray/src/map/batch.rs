@@ -2,8 +2,8 @@
 
 use bpfarray_core::batch::{self, BatchError, LookupBatch, Request, UpdateBatchError};
 
+use super::Map;
 use super::reference::{Contents, Inner};
-use super::{Map, SPIN_LOCK};
 use crate::cpu::possible_cpus;
 use crate::memory::OutOfBounds;
 use crate::object::Object;
@@ -42,7 +42,7 @@ impl Map {
         elem_flags: u64,
     ) -> Result<LookupBatch, BatchError> {
         let request = self.request(keys.len(), values.len() as u64, elem_flags);
-        let cpus = batch::check_lookup(self.layout(), &request, SPIN_LOCK)?;
+        let cpus = batch::check_lookup(self.layout(), &request, self.inner.has_spin_lock())?;
         if keys.is_empty() {
             return Ok(LookupBatch::default());
         }
@@ -60,16 +60,19 @@ impl Map {
         let value_size = layout.user_size_of(cpus, possible_cpus()) as usize;
         let (first, values) = (visited.start as usize, &mut values[..count * value_size]);
         let copied = match contents {
-            Contents::Array if elem_size == value_size => {
+            Contents::Array if elem_size == value_size && self.inner.fields.is_empty() => {
                 area.payload().read(first * elem_size, values)
             }
             Contents::Array => {
                 let mut elements = values.chunks_exact_mut(value_size).zip(first..);
-                elements.try_for_each(|(value, at)| area.payload().read(at * elem_size, value))
+                elements.try_for_each(|(value, at)| {
+                    self.inner.read_value(at * elem_size, value, elem_flags)
+                })
             }
             Contents::PercpuArray => {
                 let mut elements = values.chunks_exact_mut(value_size).zip(first..);
-                elements.try_for_each(|(value, at)| area.read_percpu(at * elem_size, cpus, value))
+                elements
+                    .try_for_each(|(value, at)| self.inner.read_percpu(at * elem_size, cpus, value))
             }
             Contents::Programs(_)
             | Contents::Events(_)
@@ -127,7 +130,12 @@ impl Map {
     ) -> Result<u32, UpdateBatchError> {
         let write = self.inner.gate.enter();
         let request = self.request(keys.len(), values.len() as u64, elem_flags);
-        let cpus = batch::check_update(self.layout(), &request, write.frozen(), SPIN_LOCK)?;
+        let cpus = batch::check_update(
+            self.layout(),
+            &request,
+            write.frozen(),
+            self.inner.has_spin_lock(),
+        )?;
         let value_size = self.layout().user_size_of(cpus, possible_cpus()) as usize;
         let mut done = 0;
         while let Some(&first) = keys.get(done) {
@@ -149,7 +157,9 @@ impl Map {
     fn dense_run(&self, keys: &[u32]) -> usize {
         let Inner { layout, contents, .. } = &*self.inner;
         match contents {
-            Contents::Array if layout.elem_size() == layout.value_size() => {
+            Contents::Array
+                if layout.elem_size() == layout.value_size() && self.inner.fields.is_empty() =>
+            {
                 let start = keys.first().copied().unwrap_or(0);
                 let room = layout.max_entries().saturating_sub(start) as usize;
                 ascending(start, &keys[..keys.len().min(room)]).max(1)
@@ -183,7 +193,7 @@ impl Map {
         let write = self.inner.gate.enter();
         let values = (objects.len() as u64).saturating_mul(self.user_size());
         let request = self.request(keys.len(), values, elem_flags);
-        batch::check_update(self.layout(), &request, write.frozen(), SPIN_LOCK)?;
+        batch::check_update(self.layout(), &request, write.frozen(), self.inner.has_spin_lock())?;
         let mut stored = Ok(keys.len() as u32);
         for (done, (&key, object)) in keys.iter().zip(objects).enumerate() {
             if let Err(error) = self.store_object(key, object, elem_flags) {

@@ -7,8 +7,8 @@ use bpfarray_core::map::{
     fd_array, percpu_array,
 };
 
+use super::Map;
 use super::reference::{Contents, Inner};
-use super::{Map, SPIN_LOCK};
 use crate::cpu::possible_cpus;
 use crate::gate::Write;
 use crate::memory::OutOfBounds;
@@ -28,8 +28,9 @@ impl Map {
     #[doc(alias = "BPF_MAP_LOOKUP_ELEM")]
     #[doc(alias = "bpf_percpu_array_copy")]
     pub fn lookup_elem(&self, index: u32, value: &mut [u8], flags: u64) -> Result<(), LookupError> {
-        let Inner { layout, area, contents, .. } = &*self.inner;
-        let cpus = map::check_lookup(layout, self.mode(), flags, SPIN_LOCK, possible_cpus())?;
+        let Inner { layout, contents, .. } = &*self.inner;
+        let has_lock = self.inner.has_spin_lock();
+        let cpus = map::check_lookup(layout, self.mode(), flags, has_lock, possible_cpus())?;
         let no_entry = LookupError::NoEntry { index, max_entries: layout.max_entries() };
         let check_len = |len: usize| {
             let size = layout.user_size_of(cpus, possible_cpus());
@@ -39,12 +40,12 @@ impl Map {
             Contents::Array => {
                 let offset = array::lookup_elem(layout, index).ok_or(no_entry)? as usize;
                 check_len(value.len())?;
-                area.payload().read(offset, value)
+                self.inner.read_value(offset, value, flags)
             }
             Contents::PercpuArray => {
                 let offset = percpu_array::lookup_elem(layout, index).ok_or(no_entry)? as usize;
                 check_len(value.len())?;
-                area.read_percpu(offset, cpus, value)
+                self.inner.read_percpu(offset, cpus, value)
             }
             Contents::Programs(_)
             | Contents::Events(_)
@@ -84,7 +85,8 @@ impl Map {
 
     pub(super) fn check_update(&self, write: &Write<'_>, flags: u64) -> Result<Cpus, UpdateError> {
         let frozen = write.frozen();
-        map::check_update(self.layout(), self.mode(), frozen, flags, SPIN_LOCK, possible_cpus())
+        let has_lock = self.inner.has_spin_lock();
+        map::check_update(self.layout(), self.mode(), frozen, flags, has_lock, possible_cpus())
     }
 
     /// Stores bytes of the right length.
@@ -98,8 +100,8 @@ impl Map {
         let Inner { layout, area, contents, .. } = &*self.inner;
         match contents {
             Contents::Array => {
-                let offset = array::update_elem(layout, index, flags, SPIN_LOCK)?;
-                area.payload().write(offset as usize, value)
+                let offset = array::update_elem(layout, index, flags, self.inner.has_spin_lock())?;
+                self.inner.write_value(area.payload(), offset as usize, value, flags)
             }
             Contents::PercpuArray => {
                 let offset = percpu_array::update_elem(layout, index, flags)? as usize;
@@ -107,7 +109,7 @@ impl Map {
                     Rules::Linux6_18 => layout.elem_size(),
                     Rules::Linux7_0 => layout.value_size(),
                 };
-                area.write_percpu(offset, cpus, value, len as usize)
+                self.inner.write_percpu(offset, cpus, value, len as usize)
             }
             Contents::Programs(_)
             | Contents::Events(_)
@@ -149,7 +151,8 @@ impl Map {
     /// `map_lookup_and_delete_elem`
     #[doc(alias = "BPF_MAP_LOOKUP_AND_DELETE_ELEM")]
     pub fn lookup_and_delete_elem(&self, flags: u64) -> Result<(), LookupAndDeleteError> {
-        map::check_lookup_and_delete(self.mode(), self.is_frozen(), flags, SPIN_LOCK)
+        let has_lock = self.inner.has_spin_lock();
+        map::check_lookup_and_delete(self.mode(), self.is_frozen(), flags, has_lock)
     }
 
     /// The index after `key`, or the first one without a key or after a key that does not exist. Slots count

@@ -101,19 +101,22 @@ impl MapRef {
 mod tests {
     use super::*;
     use crate::attr::MapAttr;
-    use crate::map::testing::{ARRAY, PERCPU, create, objects};
+    use crate::map::testing::{ARRAY, PERCPU, create, objects, with_fields};
 
     #[test]
     fn the_info_is_what_the_map_was_created_from() {
         let map_flags = MapFlags::WRONLY | MapFlags::MMAPABLE;
         let map_name = *b"name\0and more..\0";
-        let map = create(MapAttr { map_flags, map_name, btf_value_type_id: 7, ..ARRAY });
+        let map = create(MapAttr { map_flags, map_name, ..ARRAY });
         let info = map.info();
         let name = *b"name\0\0\0\0\0\0\0\0\0\0\0\0";
         assert_eq!((info.id, info.name), (map.id(), name));
         assert_eq!((info.key_size, info.value_size, info.max_entries), (4, 12, 5));
         assert_eq!((info.map_type, info.map_flags), (MapType::ARRAY, MapFlags::MMAPABLE));
-        assert_eq!((info.btf_key_type_id, info.btf_value_type_id), (0, 7));
+        assert_eq!((info.btf_key_type_id, info.btf_value_type_id), (0, 0));
+        let typed = with_fields("locked", 2);
+        let [key, value] = [typed.info().btf_key_type_id, typed.info().btf_value_type_id];
+        assert!(key != 0 && value > key);
     }
 
     #[test]

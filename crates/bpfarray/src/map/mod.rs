@@ -22,9 +22,6 @@ pub(crate) use self::reference::Contents;
 pub(crate) use self::reference::Inner;
 pub use self::reference::MapRef;
 
-/// Values with a `bpf_spin_lock` do not exist yet.
-pub(crate) const SPIN_LOCK: bool = false;
-
 /// A handle to a map: what a file descriptor from `bpf(2)` is.
 ///
 /// A clone is the same handle once more, as `dup` makes it. A handle is also a [`MapRef`], what
@@ -93,6 +90,9 @@ impl Map {
     /// Creates a map for a certain creator; an ARRAY_OF_MAPS, for maps that look like `inner`. Only the
     /// sizes and flags of `inner` are kept.
     ///
+    /// Where the attributes have type ids, [`Creator::btf`] has the types, and values get the special
+    /// fields that these describe.
+    ///
     /// Values are zero and take up no memory before they are written. A PERCPU_ARRAY needs 8 bytes
     /// per element from the start, to find its values.
     ///
@@ -123,7 +123,7 @@ impl Map {
         inner: Option<&MapRef>,
     ) -> Result<Self, CreateError> {
         let layout = attr.check_with(creator, inner.map(|inner| inner.layout()))?;
-        let map = MapRef::new(Inner::create(attr, layout, inner)?);
+        let map = MapRef::new(Inner::create(attr, layout, creator, inner)?);
         Ok(map.with_mode(HandleMode::of(attr.map_flags)))
     }
 
@@ -157,6 +157,9 @@ impl Map {
     #[doc(alias = "BPF_MAP_FREEZE")]
     #[doc(alias = "map_freeze")]
     pub fn freeze(&self) -> Result<(), FreezeError> {
+        if !self.special_fields().is_empty() {
+            return Err(FreezeError::SpecialFields);
+        }
         self.inner.gate.freeze(self.mode())
     }
 }
@@ -182,6 +185,7 @@ impl fmt::Debug for Map {
 pub(crate) mod testing {
     use super::*;
     use bpfarray_core::attr::{MapFlags, MapType};
+    use bpfarray_core::btf::{Btf, Kind};
 
     pub(crate) const ARRAY: MapAttr = MapAttr {
         map_type: MapType::ARRAY,
@@ -202,6 +206,30 @@ pub(crate) mod testing {
 
     pub(crate) fn create(attr: MapAttr) -> Map {
         Map::create(&attr).unwrap()
+    }
+
+    /// Types of values with special fields.
+    pub(crate) fn fields_btf() -> Btf {
+        Btf::parse(include_bytes!("../../../../testdata/btf/fields.btf")).unwrap()
+    }
+
+    /// What an ARRAY of such structs is created from.
+    pub(crate) fn attr_of(btf: &Btf, name: &str, max_entries: u32) -> MapAttr {
+        let value = btf.find_by_name(name, Kind::Struct).unwrap();
+        MapAttr {
+            value_size: btf.size_of(value).unwrap(),
+            max_entries,
+            btf_key_type_id: btf.find_by_name("int", Kind::Int).unwrap(),
+            btf_value_type_id: value,
+            ..ARRAY
+        }
+    }
+
+    /// An ARRAY of structs with special fields.
+    pub(crate) fn with_fields(name: &str, max_entries: u32) -> Map {
+        let btf = fields_btf();
+        let creator = Creator { btf: Some(&btf), ..Creator::default() };
+        Map::create_as(&attr_of(&btf, name, max_entries), &creator).unwrap()
     }
 
     /// A map of objects; an ARRAY_OF_MAPS takes maps like `ARRAY`.

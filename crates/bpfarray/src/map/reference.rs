@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use bpfarray_core::attr::{CreateError, MapAttr, MapFlags, MapType};
+use bpfarray_core::attr::{CreateError, Creator, MapAttr, MapFlags, MapType};
+use bpfarray_core::btf::SpecialFields;
 use bpfarray_core::map::prog_array::{Owner, OwnerError};
 use bpfarray_core::map::{HandleMode, Kind, UpdateError};
 use bpfarray_core::{Errno, Layout};
@@ -15,6 +16,7 @@ use super::{File, Map};
 use crate::area::Area;
 use crate::cgroup::Cgroup;
 use crate::cpu::possible_cpus;
+use crate::fields::{Kptrs, Timers};
 use crate::file::MapFile;
 use crate::gate::WriteGate;
 use crate::object::EventObject;
@@ -40,6 +42,9 @@ pub(crate) struct Inner {
     pub(crate) area: Area,
     pub(crate) contents: Contents,
     pub(crate) gate: WriteGate,
+    pub(crate) fields: SpecialFields,
+    pub(crate) timers: Timers,
+    pub(crate) kptrs: Kptrs,
     /// How many open files there are.
     users: AtomicU64,
 }
@@ -64,12 +69,17 @@ impl Inner {
     pub(super) fn create(
         attr: &MapAttr,
         layout: Layout,
+        creator: &Creator<'_>,
         inner: Option<&MapRef>,
     ) -> Result<Self, CreateError> {
         let needed = layout.window_len().saturating_mul(u64::from(possible_cpus()));
         let no_memory = CreateError::NoMemory(needed.saturating_add(layout.payload_len()));
         let area = Area::allocate(&layout).map_err(|_| no_memory)?;
-        Self::assemble(attr, layout, area, inner, None)
+        let mut map = Self::assemble(attr, layout, area, inner, None)?;
+        if attr.btf_value_type_id != 0 {
+            map.fields = attr.check_btf(creator, creator.btf.ok_or(CreateError::NoBtf)?)?;
+        }
+        Ok(map)
     }
 
     /// A map from its parts.
@@ -93,7 +103,9 @@ impl Inner {
             .map_err(|_| no_memory)?
             + 1;
         let (gate, users) = (WriteGate::new(file), AtomicU64::new(0));
-        Ok(Self { id, name, attr: *attr, layout, area, contents, gate, users })
+        let (fields, timers, kptrs) = (SpecialFields::none(), Timers::default(), Kptrs::default());
+        let attr = *attr;
+        Ok(Self { id, name, attr, layout, area, contents, gate, fields, timers, kptrs, users })
     }
 }
 
@@ -113,8 +125,9 @@ impl Contents {
             Kind::PerfEventArray => Self::Events(Slots::new(len)?),
             Kind::CgroupArray => Self::Cgroups(Slots::new(len)?),
             Kind::ArrayOfMaps => {
-                let template = *inner.ok_or(Errno::EBADF)?.layout();
-                Self::Maps(MapArray::new(template, area.payload().clone())?)
+                let template = inner.ok_or(Errno::EBADF)?;
+                let (template, fields) = (*template.layout(), template.special_fields().clone());
+                Self::Maps(MapArray::new(template, fields, area.payload().clone())?)
             }
         })
     }
@@ -160,6 +173,7 @@ impl MapRef {
                 events.clear_where(|event| event.file == file);
             }
             Contents::Programs(programs) if last => programs.clear(),
+            Contents::Array if last => self.inner.last_user_left(),
             Contents::Array
             | Contents::PercpuArray
             | Contents::Programs(_)
@@ -218,6 +232,18 @@ impl MapRef {
     pub fn inner_template(&self) -> Option<&Layout> {
         match &self.inner.contents {
             Contents::Maps(maps) => Some(maps.template()),
+            Contents::Array
+            | Contents::PercpuArray
+            | Contents::Programs(_)
+            | Contents::Events(_)
+            | Contents::Cgroups(_) => None,
+        }
+    }
+
+    /// The special fields that values of maps in the slots of an ARRAY_OF_MAPS have; `None` for other maps.
+    pub fn inner_fields(&self) -> Option<&SpecialFields> {
+        match &self.inner.contents {
+            Contents::Maps(maps) => Some(maps.template_fields()),
             Contents::Array
             | Contents::PercpuArray
             | Contents::Programs(_)

@@ -261,6 +261,21 @@ impl SpecialFields {
         Ok(Finder::new(btf, &names, FieldMask::MAP_VALUE).parse(type_id)?.fields)
     }
 
+    /// No special fields.
+    pub const fn none() -> Self {
+        Self { fields: Vec::new() }
+    }
+
+    /// The first special field of which a byte is among `size` bytes at this offset of a value.
+    pub fn overlapping(&self, offset: u64, size: u64) -> Option<&SpecialField> {
+        let end = offset.saturating_add(size);
+        let overlaps = |field: &&SpecialField| {
+            let start = u64::from(field.offset);
+            offset < start + u64::from(field.kind.size()) && start < end
+        };
+        self.fields.iter().find(overlaps)
+    }
+
     /// The fields, which must be sorted and lie apart.
     pub(super) fn new(fields: Vec<SpecialField>) -> Self {
         Self { fields }

@@ -1,6 +1,7 @@
 //! `BPF_MAP_TYPE_ARRAY_OF_MAPS`: maps in slots, all of one shape.
 
 use crate::attr::MapFlags;
+use crate::btf::SpecialFields;
 use crate::errno::Errno;
 use crate::gen_lookup::InlinedLookup;
 use crate::insn::{Insn, Reg, alu, jmp, size};
@@ -53,7 +54,7 @@ pub const fn check_template(inner: &Layout) -> Result<(), InnerError> {
 }
 
 /// Whether a map may be put into a slot: it must look like the template to programs that were translated
-/// for that. `max_entries` counts for an ARRAY without [`MapFlags::INNER_MAP`] only.
+/// for that, and have the same special fields in its values. `max_entries` counts for an ARRAY without [`MapFlags::INNER_MAP`] only.
 ///
 /// # Errors
 /// [`InnerError::Exclusive`]; [`InnerError::Shape`] with the first field that differs.
@@ -62,7 +63,10 @@ pub const fn check_template(inner: &Layout) -> Result<(), InnerError> {
 /// `array_map_meta_equal`, `bpf_map_meta_equal`
 #[doc(alias = "array_map_meta_equal")]
 #[doc(alias = "bpf_map_meta_equal")]
-pub fn meta_equal(template: &Layout, candidate: &Layout) -> Result<(), InnerError> {
+pub fn meta_equal(
+    (template, template_fields): (&Layout, &SpecialFields),
+    (candidate, fields): (&Layout, &SpecialFields),
+) -> Result<(), InnerError> {
     let fixed_len =
         template.kind() == Kind::Array && !template.map_flags().contains(MapFlags::INNER_MAP);
     if candidate.is_exclusive() {
@@ -73,6 +77,8 @@ pub fn meta_equal(template: &Layout, candidate: &Layout) -> Result<(), InnerErro
         Err(InnerError::Shape("value_size"))
     } else if template.map_flags() != candidate.map_flags() {
         Err(InnerError::Shape("map_flags"))
+    } else if template_fields != fields {
+        Err(InnerError::Shape("special fields"))
     } else if fixed_len && template.max_entries() != candidate.max_entries() {
         Err(InnerError::Shape("max_entries"))
     } else {
@@ -123,6 +129,11 @@ mod tests {
         attr.check_with(&Creator::default(), Some(&inner)).unwrap()
     }
 
+    fn plain(layout: &Layout) -> (&Layout, &SpecialFields) {
+        static NONE: SpecialFields = SpecialFields::none();
+        (layout, &NONE)
+    }
+
     #[test]
     fn the_template_is_judged_after_the_sizes_and_before_the_round_up() {
         let errno = |max_entries, inner| {
@@ -151,7 +162,7 @@ mod tests {
         assert_eq!(check_template(&outer), Err(InnerError::Nested));
         for value_size in [4, 8] {
             let element = exclusive(MapType::ARRAY, value_size);
-            assert_eq!(meta_equal(&array, &element), Err(InnerError::Exclusive));
+            assert_eq!(meta_equal(plain(&array), plain(&element)), Err(InnerError::Exclusive));
         }
     }
 
@@ -160,7 +171,8 @@ mod tests {
         let none = MapFlags::empty();
         let array = |value_size, n, flags| layout(MapType::ARRAY, value_size, n, flags);
         let template = array(8, 4, none);
-        let errno = |candidate| meta_equal(&template, &candidate).map_err(InnerError::errno);
+        let errno =
+            |candidate| meta_equal(plain(&template), plain(&candidate)).map_err(InnerError::errno);
         assert_eq!(errno(array(8, 4, none)), Ok(()));
         assert_eq!(errno(array(8, 4, MapFlags::RDONLY)), Ok(()));
         for other in [
@@ -177,9 +189,9 @@ mod tests {
     #[test]
     fn inner_map_arrays_and_per_cpu_arrays_may_differ_in_length() {
         let inner = |n| layout(MapType::ARRAY, 8, n, MapFlags::INNER_MAP);
-        assert_eq!(meta_equal(&inner(4), &inner(9)), Ok(()));
+        assert_eq!(meta_equal(plain(&inner(4)), plain(&inner(9))), Ok(()));
         let percpu = |n| layout(MapType::PERCPU_ARRAY, 8, n, MapFlags::empty());
-        assert_eq!(meta_equal(&percpu(4), &percpu(9)), Ok(()));
+        assert_eq!(meta_equal(plain(&percpu(4)), plain(&percpu(9))), Ok(()));
     }
 
     #[test]

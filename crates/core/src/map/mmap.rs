@@ -25,6 +25,9 @@ pub enum MmapError {
     /// Maps of this type cannot be mapped.
     #[error("maps of this type cannot be mapped")]
     MapType,
+    /// Values with special fields, whose bytes are not for everybody.
+    #[error("values with special fields cannot be mapped")]
+    SpecialFields,
     /// A handle that may only read cannot map at all: its mapping would not be a shared one.
     #[error("a read-only handle cannot map the values")]
     ReadOnlyHandle,
@@ -54,7 +57,7 @@ impl MmapError {
     pub const fn errno(self) -> Errno {
         match self {
             Self::Access | Self::ReadOnlyProg => Errno::EACCES,
-            Self::MapType => Errno::ENOTSUPP,
+            Self::MapType | Self::SpecialFields => Errno::ENOTSUPP,
             Self::Frozen => Errno::EPERM,
             Self::Pages { .. } | Self::ReadOnlyHandle | Self::NotMmapable | Self::Range { .. } => {
                 Errno::EINVAL
@@ -63,7 +66,8 @@ impl MmapError {
     }
 }
 
-/// Checks a shared mapping of `len` bytes at byte `offset` of the values, which is to be writable or not.
+/// Checks a shared mapping of `len` bytes at byte `offset` of the values, which is to be writable or not, and may
+/// have special fields.
 ///
 /// The end is judged by the requested `max_entries`, not by the slots set aside against Spectre v1.
 ///
@@ -81,6 +85,7 @@ pub const fn check_mmap(
     offset: u64,
     len: u64,
     write: bool,
+    special_fields: bool,
 ) -> Result<(), MmapError> {
     if !offset.is_multiple_of(PAGE_SIZE) || len == 0 {
         return Err(MmapError::Pages { offset, len });
@@ -95,6 +100,9 @@ pub const fn check_mmap(
         | Kind::PerfEventArray
         | Kind::CgroupArray
         | Kind::ArrayOfMaps => return Err(MmapError::MapType),
+    }
+    if special_fields {
+        return Err(MmapError::SpecialFields);
     }
     if !mode.can_write() {
         return Err(MmapError::ReadOnlyHandle);
@@ -135,7 +143,8 @@ mod tests {
     }
 
     fn errno(map: &Layout, offset: u64, len: u64, write: bool) -> Result<(), Errno> {
-        check_mmap(map, HandleMode::ReadWrite, false, offset, len, write).map_err(MmapError::errno)
+        check_mmap(map, HandleMode::ReadWrite, false, offset, len, write, false)
+            .map_err(MmapError::errno)
     }
 
     #[test]
@@ -169,7 +178,7 @@ mod tests {
     fn frozen_maps_are_only_mapped_for_reading() {
         let check = |flags, offset, len, write| {
             let map = map(MapType::ARRAY, MapFlags::MMAPABLE | flags);
-            check_mmap(&map, HandleMode::ReadWrite, true, offset, len, write)
+            check_mmap(&map, HandleMode::ReadWrite, true, offset, len, write, false)
                 .map_err(MmapError::errno)
         };
         assert_eq!(check(MapFlags::empty(), 0, 1 << 40, true), Err(Errno::EPERM));
@@ -180,8 +189,9 @@ mod tests {
     #[test]
     fn handles_that_cannot_both_read_and_write_cannot_map() {
         let map = map(MapType::ARRAY, MapFlags::MMAPABLE);
-        let check =
-            |mode, write| check_mmap(&map, mode, false, 0, 1, write).map_err(MmapError::errno);
+        let check = |mode, write| {
+            check_mmap(&map, mode, false, 0, 1, write, false).map_err(MmapError::errno)
+        };
         assert_eq!(check(HandleMode::ReadOnly, true), Err(Errno::EACCES));
         assert_eq!(check(HandleMode::ReadOnly, false), Err(Errno::EINVAL));
         assert_eq!(check(HandleMode::WriteOnly, true), Err(Errno::EACCES));

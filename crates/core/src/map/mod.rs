@@ -308,6 +308,9 @@ impl NextKeyError {
 /// Why a map cannot be frozen. The variants stand in the order in which they are checked.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FreezeError {
+    /// Values with special fields, which a frozen map could not keep from changing.
+    #[error("a map whose values have special fields cannot be frozen")]
+    SpecialFields,
     /// The handle may only read, or the map is frozen already.
     #[error("the handle may not write, or the map is frozen")]
     NotWritable,
@@ -320,6 +323,7 @@ impl FreezeError {
     /// The error number `bpf(2)` reports.
     pub const fn errno(self) -> Errno {
         match self {
+            Self::SpecialFields => Errno::ENOTSUPP,
             Self::NotWritable => Errno::EPERM,
             Self::Busy => Errno::EBUSY,
         }
@@ -442,7 +446,7 @@ pub const fn check_next_key(mode: HandleMode) -> Result<(), NextKeyError> {
     if mode.can_read() { Ok(()) } else { Err(NextKeyError::NotReadable) }
 }
 
-/// Checks a request to freeze; `writers` counts updates under way and writable mappings.
+/// Checks a request to freeze a map whose values have no special fields; `writers` counts updates under way and writable mappings.
 ///
 /// # Errors
 /// [`FreezeError::NotWritable`], [`FreezeError::Busy`].

@@ -1,6 +1,7 @@
 //! The functions a program can call by number: Linux's, and those a host adds.
 
 mod csum;
+mod fields;
 mod format;
 mod map;
 mod number;
@@ -82,6 +83,7 @@ impl HelperSet {
         let tables: [&[Builtin]; 10] = [
             map::HELPERS,
             csum::HELPERS,
+            fields::HELPERS,
             number::HELPERS,
             redirect::HELPERS,
             seq::HELPERS,

@@ -116,6 +116,7 @@ impl<'e> Machine<'e> {
                     let frame = self.pop();
                     at_pc!(self.burn(pc.saturating_sub(frame.entry) as u64 + 1));
                     if self.depth == base {
+                        at_pc!(self.held.check_unlocked("exit"));
                         return Ok(regs[R0]);
                     }
                     regs[R6..=R9].copy_from_slice(&frame.saved);
@@ -328,6 +329,7 @@ impl<'e> Machine<'e> {
     fn call_helper(&mut self, id: u32, args: [u64; 5]) -> Result<u64, FaultKind> {
         let environment = self.running.environment;
         let helper = environment.helpers.get(id).ok_or(FaultKind::UnknownHelper(id))?;
+        self.held.check_helper(id, helper.name())?;
         helper.call(self, args).map_err(|error| FaultKind::helper(helper.name(), &args, error))
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bpfarray::{AtomicError, Lane, MapRef, Memory};
 
+use super::fields::Held;
 use super::stack::{MAX_FRAMES, Stack};
 use super::{Code, Environment, MAX_LOOPS};
 use crate::context::Context;
@@ -31,6 +32,8 @@ pub(super) struct Frame<'e> {
 pub(crate) struct Running<'e> {
     pub(crate) code: &'e Code,
     pub(crate) environment: &'e Environment,
+    /// The program itself, for who keeps it alive; `None` in tests of mere instructions.
+    pub(crate) program: Option<&'e Program>,
 }
 
 /// A program that is running, as the helpers see it that it calls.
@@ -54,18 +57,19 @@ pub struct Machine<'e> {
     inner: Option<(Ranges, usize)>,
     /// Tail calls that were made.
     tail_calls: u32,
+    pub(super) held: Held,
 }
 
 impl<'e> Machine<'e> {
     pub(super) fn new(
-        code: &'e Code,
-        environment: &'e Environment,
+        running: Running<'e>,
         context: &'e mut Context,
         lane: &'e Lane,
         stack: Stack,
     ) -> Self {
+        let environment = running.environment;
         Self {
-            running: Running { code, environment },
+            running,
             entered: environment,
             context,
             lane,
@@ -76,6 +80,7 @@ impl<'e> Machine<'e> {
             hint: 0,
             inner: None,
             tail_calls: 0,
+            held: Held::default(),
         }
     }
 
@@ -116,6 +121,7 @@ impl<'e> Machine<'e> {
     /// `bpf_tail_call`
     pub(super) fn tail_call(&mut self, args: [u64; 5]) -> Result<bool, FaultKind> {
         let [ctx, map, index, ..] = args;
+        self.held.check_unlocked("bpf_tail_call")?;
         let map = self
             .context(ctx)
             .map(drop)
@@ -181,6 +187,13 @@ impl<'e> Machine<'e> {
                 .locate(addr, SIZE, false)
                 .and_then(|(memory, at)| memory.load(at, SIZE).map_err(|_| AccessReason::Nowhere)),
         };
+        if let Err(AccessReason::Field(_)) = loaded
+            && SIZE == 8
+            && let Some(handle) =
+                self.map_with_fields(addr).and_then(|map| map.prog_load_kptr(addr))
+        {
+            return Ok(handle);
+        }
         loaded.map_err(|reason| denied(addr, SIZE, false, reason))
     }
 
@@ -329,6 +342,11 @@ impl<'e> Machine<'e> {
     /// [`HelperError::NotAMap`] if it is not the address of one of the program's maps.
     pub fn map(&self, addr: u64) -> Result<&'e MapRef, HelperError> {
         self.running.environment.regions.map(self.lane, addr).ok_or(HelperError::NotAMap(addr))
+    }
+
+    /// The map in whose values an address is, if they have special fields.
+    pub(super) fn map_with_fields(&self, addr: u64) -> Option<&'e MapRef> {
+        self.running.environment.regions.map_with_fields(self.lane, addr)
     }
 
     /// The lane the program runs in.

@@ -6,12 +6,14 @@
 
 mod code;
 mod exec;
+mod fields;
 mod machine;
 mod stack;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bpfarray::{Lane, MapRef, SharedLanes};
 
@@ -22,8 +24,9 @@ pub(crate) use machine::Running;
 use stack::Stack;
 
 use crate::context::Context;
-use crate::fault::{Fault, FaultKind};
+use crate::fault::{Fault, FaultKind, HelperError};
 use crate::helper::HelperSet;
+use crate::prog_type::ProgType;
 use crate::region::Regions;
 
 /// Instructions a run may take, unless somebody says otherwise: about ten seconds of arithmetic.
@@ -73,17 +76,64 @@ impl Environment {
 /// # Kernel
 /// `___bpf_prog_run`
 #[doc(alias = "___bpf_prog_run")]
-pub(crate) fn run(
-    code: &Code,
-    environment: &Environment,
-    context: &mut Context,
-) -> Result<u64, Fault> {
+pub(crate) fn run(running: Running<'_>, context: &mut Context) -> Result<u64, Fault> {
     let lane = Lane::enter();
+    let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
+    run_in(running, context, &lane, |machine| machine.exec(0, args))
+}
+
+/// Calls a function of a program as a timer does: with a map, a key and the address of a value.
+///
+/// # Kernel
+/// `bpf_timer_cb`
+#[doc(alias = "bpf_timer_cb")]
+pub(crate) fn call_back(
+    running: Running<'_>,
+    lane: &Lane,
+    function: u64,
+    map: &MapRef,
+    index: u32,
+    value: u64,
+) -> Result<u64, Fault> {
+    let fault = |kind| Fault { program: None, insn: 0, kind };
+    // A context that the function is not given.
+    let context = Context::new(ProgType::SYSCALL, &[], None);
+    let mut context = context.map_err(|_| fault(FaultKind::NoStack))?;
+    run_in(running, &mut context, lane, |machine| {
+        let call =
+            |machine: &mut Machine<'_>, key| machine.call(function, [map.addr(), key, value, 0, 0]);
+        machine.lend(index, call).map_err(|error| match error {
+            HelperError::Callback(fault) => *fault,
+            error => fault(FaultKind::helper(&"bpf_timer_start".into(), &[0; 5], error)),
+        })
+    })
+}
+
+fn run_in(
+    running: Running<'_>,
+    context: &mut Context,
+    lane: &Lane,
+    with: impl FnOnce(&mut Machine<'_>) -> Result<u64, Fault>,
+) -> Result<u64, Fault> {
     let stack =
         Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
-    let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
-    let mut machine = Machine::new(code, environment, context, &lane, stack);
-    let result = environment.shared.run(&lane, || machine.exec(0, args));
+    let mut machine = Machine::new(running, context, lane, stack);
+    let result = running.environment.shared.run(lane, || with(&mut machine));
+    // A lock that is still held is released with the machine.
     machine.into_stack().put_back();
     result
+}
+
+/// Waits a little for a lock that somebody holds, longer from round to round, and gives what that costs.
+fn waiting(round: u32) -> u64 {
+    const SPIN_ROUNDS: u32 = 64;
+    const NAP: Duration = Duration::from_micros(20);
+    /// About as many instructions as run meanwhile.
+    const NAP_COST: u64 = 30_000;
+    if round < SPIN_ROUNDS {
+        std::hint::spin_loop();
+        return 8;
+    }
+    std::thread::sleep(NAP);
+    NAP_COST
 }

@@ -4,6 +4,7 @@
 //! unknown helpers, maps that a helper cannot take, fields a context does not have. What depends
 //! on run time is left to the checks of the engine.
 
+mod fields;
 mod flow;
 mod structure;
 
@@ -158,6 +159,24 @@ pub enum VerifyErrorKind {
         map: String,
         /// The map's kind.
         kind: Kind,
+    },
+    /// A map with a special field in its values that programs of this type cannot use.
+    #[error("programs of type {prog_type} cannot use map '{map}': its values have {field}")]
+    FieldForType {
+        /// The map's name.
+        map: String,
+        /// The field's name.
+        field: &'static str,
+        /// The program's type.
+        prog_type: ProgType,
+    },
+    /// A map with a special field in its values that is not available here.
+    #[error("map '{map}' has {field} in its values, which is not available here")]
+    FieldUnavailable {
+        /// The map's name.
+        map: String,
+        /// The field's name.
+        field: &'static str,
     },
     /// A context access that the program type does not have.
     #[error("invalid context access, offset {offset}, {size} bytes")]

@@ -4,7 +4,7 @@ use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, jmp, mode, pseudo, size};
 use bpfarray_core::map::array;
 
-use super::{Environment, VerifyError, VerifyErrorKind as Kind};
+use super::{Environment, VerifyError, VerifyErrorKind as Kind, fields};
 use crate::core_reloc::POISON_HELPER;
 
 /// The kernel's `BPF_COMPLEXITY_LIMIT_INSNS`.
@@ -271,11 +271,12 @@ fn check_load_kind(first: Insn, high: i32, env: &Environment<'_>) -> Result<(), 
     match first.src.index() as u8 {
         0 | pseudo::FUNC => Ok(()),
         pseudo::MAP_IDX => {
-            map(first.imm)?;
+            fields::check(map(first.imm)?, env.prog_type)?;
             reserved(first, high == 0)
         }
         pseudo::MAP_IDX_VALUE => {
             let map = map(first.imm)?;
+            fields::check(map, env.prog_type)?;
             match array::direct_value_addr(map.layout(), high as u32) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(Kind::DirectValue { map: map.name().to_string(), error }),

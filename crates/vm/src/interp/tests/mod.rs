@@ -11,7 +11,7 @@ use bpfarray::attr::{MapAttr, MapFlags, MapType};
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, mode, pseudo, size};
 
-use super::{Code, Environment, run};
+use super::{Code, Environment, Running, run};
 use crate::context::Context;
 use crate::fault::{Fault, FaultKind, HelperError};
 use crate::helper::HelperSet;
@@ -55,7 +55,9 @@ impl Case {
         let environment =
             Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
                 .with_fuel(self.fuel);
-        run(&Code::new(&self.insns), &environment, &mut self.context)
+        let code = Code::new(&self.insns);
+        let running = Running { code: &code, environment: &environment, program: None };
+        run(running, &mut self.context)
     }
 }
 

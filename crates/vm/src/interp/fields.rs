@@ -1,0 +1,143 @@
+//! What a running program holds of special fields: a lock, objects of the host, timers' callbacks.
+
+use std::sync::Arc;
+
+use bpfarray::btf::{FieldMask, SpecialField};
+use bpfarray::{ElementLock, Kptr, Lane, MapRef, TimerCallback};
+use bpfarray_core::helper_id;
+
+use super::machine::Machine;
+use super::{call_back, waiting};
+use crate::fault::{FaultKind, HelperError};
+use crate::program::Program;
+
+/// What a run holds. All of it is let go when the run ends, however it ends.
+#[derive(Default)]
+pub(super) struct Held {
+    lock: Option<ElementLock>,
+    /// Objects that the program took out of values and did not put back yet.
+    kptrs: Vec<Kptr>,
+}
+
+impl Held {
+    /// Checks that no lock is held, for what must not happen under one.
+    #[inline]
+    pub(super) fn check_unlocked(&self, what: &str) -> Result<(), FaultKind> {
+        match &self.lock {
+            None => Ok(()),
+            Some(_) => Err(FaultKind::Locked(what.into())),
+        }
+    }
+
+    /// As [`Held::check_unlocked`], for a helper, by number; the one that unlocks may be called.
+    #[inline]
+    pub(super) fn check_helper(&self, id: u32, name: &str) -> Result<(), FaultKind> {
+        match id {
+            helper_id::SPIN_LOCK | helper_id::SPIN_UNLOCK => Ok(()),
+            _ => self.check_unlocked(name),
+        }
+    }
+}
+
+impl<'e> Machine<'e> {
+    /// The field at an address, if it is of the wanted kind, and the map it is in.
+    pub(crate) fn field(
+        &self,
+        addr: u64,
+        wanted: FieldMask,
+        name: &'static str,
+    ) -> Result<(&'e MapRef, u32), HelperError> {
+        let found = self.map_with_fields(addr).and_then(|map| {
+            let is_wanted = |field: &SpecialField| wanted.contains(field.kind.mask());
+            let at = map.field_at(addr).filter(|at| is_wanted(at.field))?;
+            Some((map, at.index))
+        });
+        found.ok_or(HelperError::NoField { addr, name })
+    }
+
+    /// Takes a lock. Waiting for who holds it costs fuel.
+    ///
+    /// # Kernel
+    /// `bpf_spin_lock`
+    pub(crate) fn spin_lock(&mut self, addr: u64) -> Result<(), HelperError> {
+        let (map, index) = self.field(addr, FieldMask::SPIN_LOCK, "bpf_spin_lock")?;
+        if self.held.lock.is_some() {
+            return Err(HelperError::SecondLock);
+        }
+        let mut round = 0;
+        loop {
+            if let Some(lock) = map.try_lock(index) {
+                self.held.lock = Some(lock);
+                return Ok(());
+            }
+            self.burn(waiting(round)).map_err(|_| HelperError::OutOfFuel)?;
+            round += 1;
+        }
+    }
+
+    /// Releases the lock that is held, which must be this one.
+    ///
+    /// # Kernel
+    /// `bpf_spin_unlock`
+    pub(crate) fn spin_unlock(&mut self, addr: u64) -> Result<(), HelperError> {
+        match self.held.lock.take_if(|lock| lock.addr() == addr) {
+            Some(lock) => {
+                drop(lock);
+                Ok(())
+            }
+            None => Err(HelperError::NotLocked(addr)),
+        }
+    }
+
+    /// Puts an object into a kptr, or nothing, and takes out what was there: it is the program's own now.
+    ///
+    /// # Kernel
+    /// `bpf_kptr_xchg`
+    pub(crate) fn kptr_xchg(&mut self, addr: u64, new: u64) -> Result<u64, HelperError> {
+        let (map, _) = self.field(addr, FieldMask::KPTR, "kptr")?;
+        let new = match new {
+            0 => None,
+            handle => {
+                let owned = self.held.kptrs.iter().position(|kptr| kptr.handle() == handle);
+                Some(self.held.kptrs.swap_remove(owned.ok_or(HelperError::NotOwned(handle))?))
+            }
+        };
+        let old = map.prog_swap_kptr(addr, new);
+        let old = old.map_err(|_| HelperError::NoField { addr, name: "kptr" })?;
+        let handle = old.as_ref().map_or(0, Kptr::handle);
+        self.held.kptrs.extend(old);
+        Ok(handle)
+    }
+
+    /// What a timer calls back: a function of the running program, which stays alive for that.
+    pub(crate) fn timer_callback(
+        &self,
+        function: u64,
+    ) -> Result<Arc<dyn TimerCallback>, HelperError> {
+        let not_a_function = HelperError::NotAFunction(function);
+        let program =
+            self.running.program.filter(|_| self.running.code.function(function).is_some());
+        let program = program.ok_or(not_a_function)?.clone();
+        Ok(Arc::new(Callback { program, function }))
+    }
+}
+
+/// A function of a program.
+struct Callback {
+    program: Program,
+    function: u64,
+}
+
+impl TimerCallback for Callback {
+    fn call(&self, lane: &Lane, map: &MapRef, index: u32, value: u64) {
+        // There is nobody to hand a fault to.
+        if let Err(fault) =
+            call_back(self.program.running(), lane, self.function, map, index, value)
+        {
+            let environment = self.program.running().environment;
+            environment
+                .helpers
+                .trace(&format!("program '{}', timer: {fault}\n", self.program.name()));
+        }
+    }
+}
