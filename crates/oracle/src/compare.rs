@@ -137,11 +137,16 @@ impl fmt::Display for Compared {
 ///
 /// # Errors
 /// The first difference.
-pub fn ops(kernel: Kernel, seed: u64, count: u64) -> Result<Compared, Error> {
+pub fn ops(
+    kernel: Kernel,
+    seed: u64,
+    count: u64,
+    make: fn(u64) -> Case,
+) -> Result<Compared, Error> {
     let (theirs, ours) = (KernelSide::new(kernel)?, OurSide::new(possible_cpus())?);
     let mut done = Compared::default();
     for seed in seed.. {
-        let case = Case::random(seed);
+        let case = make(seed);
         let asked = case.steps.len() as u64;
         if case.is_missing() {
             done.skipped += asked;

@@ -2,12 +2,16 @@
 
 use std::fmt;
 
+use bpfarray_core::Errno;
 use bpfarray_core::attr::{MapAttr, MapFlags, MapType, PROG_HASH_LEN};
+
+use std::os::fd::{AsFd, AsRawFd};
 
 use crate::attr::Attr;
 use crate::request::Creator;
 use crate::rng::Rng;
-use crate::text;
+use crate::sys::Btf;
+use crate::{text, value_type};
 
 /// A hash that no program has.
 static NO_PROGRAM: [u8; PROG_HASH_LEN] = [0x5a; PROG_HASH_LEN];
@@ -23,6 +27,8 @@ macro_rules! map_create {
             pub map_extra: u64,
             /// Whether `excl_prog_hash` is given: the hash of no program.
             pub exclusive: bool,
+            /// The struct of `testdata/btf/fields.btf` that values are, for which type ids and `btf_fd` stand.
+            pub value_type: Option<&'static str>,
         }
 
         impl MapCreate {
@@ -132,6 +138,15 @@ impl MapCreate {
             map_extra: self.map_extra,
             excl_prog_hash: self.exclusive.then_some(NO_PROGRAM),
         }
+        .of_types(self.value_type)
+    }
+
+    /// The same with what the kernel needs to know the types of keys and values.
+    pub(crate) fn with_value_type(self) -> Result<(Self, Option<Btf>), Errno> {
+        let Some(name) = self.value_type else { return Ok((self, None)) };
+        let btf = Btf::load(value_type::BYTES)?;
+        let attr = MapAttr::default().of_types(Some(name));
+        Ok((self.with_types(&btf, &attr), Some(btf)))
     }
 
     /// What our crates take, as the kernel takes it. BTF types are left out: they would need a file
@@ -150,6 +165,20 @@ impl MapCreate {
         }
     }
 
+    /// The same with the types of keys and values, which are in this BTF; a map of objects has none.
+    #[must_use]
+    pub fn with_types(self, btf: &Btf, attr: &MapAttr) -> Self {
+        if self.holds_objects() {
+            return self;
+        }
+        Self {
+            btf_fd: btf.as_fd().as_raw_fd().cast_unsigned(),
+            btf_key_type_id: attr.btf_key_type_id,
+            btf_value_type_id: attr.btf_value_type_id,
+            ..self
+        }
+    }
+
     /// A valid map of a type.
     pub fn random_shape(rng: &mut Rng, map_type: u32) -> Self {
         let value_size = match rng.below(20) {
@@ -165,6 +194,20 @@ impl MapCreate {
             _ => rng.pick(&[0, 0, 0, 0x8, 0x10]),
         };
         create
+    }
+
+    /// A map of values with special fields, or without any.
+    pub fn random_typed(rng: &mut Rng) -> Self {
+        let name = rng.pick(&value_type::NAMES);
+        let size = value_type::find(name).map_or(0, |(_, size)| size);
+        let map_type = if rng.percent(80) { Self::ARRAY } else { Self::PERCPU_ARRAY };
+        let map_flags = match map_type {
+            Self::ARRAY => rng.pick(&[0, 0, 0, 0, 0x400, 0x400, 0x1000, 0x80, 0x100]),
+            _ => rng.pick(&[0, 0, 0, 0x80]),
+        };
+        let value_size = if rng.percent(3) { size + 8 } else { size };
+        let create = Self::array(map_type, value_size, rng.within(1, 6));
+        Self { map_flags, value_type: Some(name), ..create }
     }
 
     /// A block with each field from a set of interesting values, that asks for a few megabytes at most.
@@ -218,6 +261,7 @@ impl MapCreate {
             match name {
                 "map_name" => create.map_name = text::unhex(value)?.try_into().ok()?,
                 "map_extra" => create.map_extra = text::number(value)?,
+                "value_type" => create.value_type = Some(value_type::parse(value)?),
                 "exclusive" => create.exclusive = text::number(value)? != 0,
                 _ => *create.word_mut(name)? = text::number(value)?.try_into().ok()?,
             }
@@ -245,7 +289,23 @@ impl fmt::Display for MapCreate {
         if self.exclusive {
             f.write_str(" exclusive=1")?;
         }
-        Ok(())
+        self.value_type.iter().try_for_each(|name| write!(f, " value_type={name}"))
+    }
+}
+
+/// What a type of values means to our crates.
+trait OfTypes {
+    fn of_types(self, value_type: Option<&str>) -> Self;
+}
+
+impl OfTypes for MapAttr {
+    fn of_types(self, value_type: Option<&str>) -> Self {
+        match value_type.and_then(value_type::find) {
+            Some((id, _)) => {
+                Self { btf_key_type_id: value_type::key(), btf_value_type_id: id, ..self }
+            }
+            None => self,
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use bpfarray_core::attr::MapAttr;
+use bpfarray_core::btf::SpecialFields;
 use bpfarray_vm::elf::{MapSpec, Object, Slot};
 use bpfarray_vm::prog_type::ProgType;
 
@@ -41,8 +43,17 @@ impl NamedMap {
     }
 
     /// Creates a map as its definition says, filled and frozen.
-    fn defined(spec: &MapSpec, kernel: Kernel, creator: Creator) -> Result<Self, String> {
-        let request = |attr| Request::new(creator, MapCreate::from_core(attr));
+    fn defined(
+        spec: &MapSpec,
+        kernel: Kernel,
+        creator: Creator,
+        btf: Option<&Btf>,
+    ) -> Result<Self, String> {
+        let create = |attr| match btf {
+            Some(btf) => MapCreate::from_core(attr).with_types(btf, attr),
+            None => MapCreate::from_core(attr),
+        };
+        let request = |attr| Request::new(creator, create(attr));
         let inner = spec.inner.as_ref().map(request);
         let request = request(&spec.attr);
         let request = inner.into_iter().fold(request, Request::with_inner);
@@ -76,6 +87,18 @@ impl NamedMap {
             elements: elements.map_err(|e| format!("reading map {}: {e}", self.name))?,
         })
     }
+}
+
+/// The object's types in the kernel, if values of its maps have special fields.
+fn types_of_fields(object: &Object) -> Result<Option<Btf>, String> {
+    let Some(btf) = object.btf() else { return Ok(None) };
+    let has_fields = |attr: &MapAttr| {
+        SpecialFields::of(btf, attr.btf_value_type_id).is_ok_and(|fields| !fields.is_empty())
+    };
+    if !object.maps().iter().any(|spec| has_fields(&spec.attr)) {
+        return Ok(None);
+    }
+    Btf::load(&btf.to_bytes()).map(Some).map_err(|e| format!("loading the object's BTF: {e}"))
 }
 
 /// Loads a program of an object, with the object's maps in their order.
@@ -114,7 +137,8 @@ impl Engine for KernelEngine {
     type Program = KernelProgram;
 
     fn load(&self, object: &Object, program: &str) -> Result<KernelProgram, String> {
-        let define = |spec| NamedMap::defined(spec, self.kernel, self.creator);
+        let btf = types_of_fields(object)?;
+        let define = |spec| NamedMap::defined(spec, self.kernel, self.creator, btf.as_ref());
         let maps: Vec<NamedMap> = object.maps().iter().map(define).collect::<Result<_, _>>()?;
         let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
         let mut slots: Vec<(u32, &Slot, &NamedMap)> = Vec::new();

@@ -97,7 +97,8 @@ pub(crate) fn create(
         None => None,
     };
     kernel.run_as(request.creator, || {
-        let map = Map::create_with(&request.create, inner.as_ref())?;
+        let (create, _btf) = request.create.clone().with_value_type()?;
+        let map = Map::create_with(&create, inner.as_ref())?;
         let created = Created { map_flags: map.info()?.map_flags, memlock: map.memlock()? };
         Ok((map, created))
     })

@@ -32,6 +32,7 @@ mod rng;
 mod subject;
 mod sys;
 mod text;
+mod value_type;
 pub mod vectors;
 
 pub use attr::{MapInfo, ProgLoad, TestRun, TestRunResult};

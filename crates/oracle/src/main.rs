@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use oracle::corpus::Corpus;
+use oracle::ops::Case;
 use oracle::programs::Kind;
 use oracle::{Kernel, compare, record};
 
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Compare random operations on random maps
     Ops(Campaign),
+    /// Compare random operations on values with special fields
+    Fields(Campaign),
     /// Compare random map creations
     Creations(Campaign),
     /// Compare the instructions of random inlined lookups and tail calls
@@ -63,13 +66,16 @@ fn random_programs(kernel: Kernel, kind: Kind, c: &Campaign) -> Result<(), compa
     Ok(())
 }
 
+fn operations(kernel: Kernel, c: &Campaign, make: fn(u64) -> Case) -> Result<(), compare::Error> {
+    println!("{}: no difference", compare::ops(kernel, c.seed, c.count, make)?);
+    Ok(())
+}
+
 fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
     let kernel = Kernel::available().map_err(|e| format!("no live kernel: {e}"))?;
     match command {
-        Command::Ops(c) => {
-            let done = compare::ops(kernel, c.seed, c.count)?;
-            println!("{done}: no difference");
-        }
+        Command::Ops(c) => operations(kernel, &c, Case::random)?,
+        Command::Fields(c) => operations(kernel, &c, Case::with_fields)?,
         Command::Creations(c) => {
             compare::creations(kernel, c.seed, c.count)?;
             println!("{} creations: no difference", c.count);

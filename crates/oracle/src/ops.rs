@@ -270,6 +270,16 @@ impl Case {
         Self { request, steps }
     }
 
+    /// The case of a seed, on values with special fields: locks, timers, counts, objects.
+    pub fn with_fields(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let creator = rng.pick(&[Creator::Trusted, Creator::Masked]);
+        let request = Request::new(creator, MapCreate::random_typed(&mut rng));
+        let len = rng.within(1, 30);
+        let steps = (0..len).map(|_| Step::random(&mut rng, &request.create, &[])).collect();
+        Self { request, steps }
+    }
+
     /// The creation, and the first `steps` operations.
     pub fn lines(&self, steps: usize) -> Vec<String> {
         let operations = self.steps.iter().take(steps).map(ToString::to_string);
@@ -292,6 +302,8 @@ mod tests {
             for step in Case::random(seed).steps {
                 assert_eq!(Step::parse(&step.to_string()), Some(step));
             }
+            let request = Case::with_fields(seed).request;
+            assert_eq!(Request::parse(&request.to_string()), Some(request));
         }
     }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bpfarray::{Cgroup, CgroupError, EventObject, HandleMode, Map, Object, ProgramObject};
 use bpfarray_core::Errno;
+use bpfarray_core::attr::Creator;
 use bpfarray_vm::{LoadOptions, ProgType, Program, ProgramError};
 
-use crate::corpus;
 use crate::create::MapCreate;
 use crate::kernel::Unavailable;
 use crate::kernel_side::referring_program;
@@ -15,6 +15,7 @@ use crate::objects::{self, Thing};
 use crate::ops::Mode;
 use crate::request::{Created, Request};
 use crate::subject::{Handle, Side};
+use crate::{corpus, value_type};
 
 /// Why our objects of the catalogue cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +90,8 @@ impl OurSide {
 pub(crate) fn create(request: &Request, possible_cpus: usize) -> Result<(Map, Created), Errno> {
     let inner = request.inner.as_deref().map(|inner| create(inner, possible_cpus)).transpose()?;
     let inner = inner.map(|(map, _)| map.to_ref());
-    let (attr, creator) = (request.create.to_core(), request.creator.to_core());
+    let btf = request.create.value_type.map(|_| &*value_type::BTF);
+    let (attr, creator) = (request.create.to_core(), Creator { btf, ..request.creator.to_core() });
     let map = Map::create_with(&attr, &creator, inner.as_ref()).map_err(|e| e.errno())?;
     let created = Created {
         map_flags: map.map_flags().bits(),

@@ -16,6 +16,8 @@ use crate::{compare, gen_lookup, kernel_side, possible_cpus, text};
 pub const CREATIONS: &str = "ops/creations.vec";
 /// Operations on maps.
 pub const OPS: &str = "ops/ops.vec";
+/// Operations on maps whose values have special fields.
+pub const FIELDS: &str = "ops/fields.vec";
 /// Digests of more operations on maps.
 pub const CASES: &str = "ops/cases.vec";
 /// Inlined lookups.
@@ -28,7 +30,8 @@ pub const RANDOM_PROGRAMS: &str = "progs/random.vec";
 const CREATE_FORMAT: &str = "\
 `create WHO FIELD=VALUE...` asks for a map; fields that are not named are 0. WHO is trusted (has every
 capability), masked (neither CAP_PERFMON nor CAP_SYS_ADMIN) or nobody (no CAP_BPF either). `inner create ...`
-behind it is the map whose descriptor is given as inner_map_fd; `exclusive` asks for the hash of no program.";
+behind it is the map whose descriptor is given as inner_map_fd; `exclusive` asks for the hash of no program,
+`value_type` for values of a struct in testdata/btf/fields.btf.";
 
 const OP_FORMAT: &str = "\
 `create WHO FIELD=VALUE... [inner create ...]` asks for a map. `lookup KEY FLAGS`, `update KEY FLAGS SEED`,
@@ -43,9 +46,10 @@ Values longer than 32 bytes are given as #LENGTH:FNV-1a.";
 pub type Record = fn(Kernel, &Corpus) -> Result<Recorder, compare::Error>;
 
 /// How each file is recorded.
-pub const FILES: [(&str, Record); 6] = [
+pub const FILES: [(&str, Record); 7] = [
     (CREATIONS, |kernel, _| creations(kernel, 1_000_000, 3_000)),
-    (OPS, |kernel, _| ops(kernel, 1_000_000, 12_000)),
+    (OPS, |kernel, _| ops(kernel, 1_000_000, 12_000, Case::random)),
+    (FIELDS, |kernel, _| ops(kernel, 3_000_000, 5_000, Case::with_fields)),
     (CASES, |kernel, _| cases(kernel, 2_000_000, 400_000)),
     (LOOKUPS, |kernel, _| lookups(kernel, 1_000_000, 1_500)),
     (PROGRAMS, programs),
@@ -76,14 +80,19 @@ pub fn creations(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder, comp
 ///
 /// # Errors
 /// When the kernel stopped answering.
-pub fn ops(kernel: Kernel, seed: u64, count: usize) -> Result<Recorder, compare::Error> {
+pub fn ops(
+    kernel: Kernel,
+    seed: u64,
+    count: usize,
+    make: fn(u64) -> Case,
+) -> Result<Recorder, compare::Error> {
     let mut out = Recorder::new(
         kernel,
         &format!("Operations on maps. Each applies to the map that was created last.\n{OP_FORMAT}"),
     );
     let side = KernelSide::new(kernel)?;
     let mut done = 0;
-    for case in (seed..).map(Case::random) {
+    for case in (seed..).map(make) {
         let answers = answers(&side, &case, possible_cpus())?;
         for (line, answer) in case.lines(case.steps.len()).iter().zip(answers) {
             out.fact(line, answer);

@@ -260,6 +260,12 @@ impl Btf {
     }
 }
 
+impl AsFd for Btf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Why a program was not loaded.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{errno}\n{log}")]

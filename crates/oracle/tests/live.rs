@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::corpus::Corpus;
+use oracle::ops::Case;
 use oracle::programs::Kind;
 use oracle::{Kernel, compare};
 
@@ -15,11 +16,16 @@ const TESTS: &[(&str, Test)] = &[
         Ok(compare::creations(kernel, 1, 10_000)?)
     }),
     ("a_hundred_thousand_operations_answer_as_the_kernel", |kernel| {
-        let done = compare::ops(kernel, 1, 100_000)?;
+        let done = compare::ops(kernel, 1, 100_000, Case::random)?;
         if done.skipped != 0 {
             eprintln!("{done}");
         }
         assert!(done.operations >= 80_000, "only {done}");
+        Ok(())
+    }),
+    ("operations_on_special_fields_answer_as_the_kernel", |kernel| {
+        let done = compare::ops(kernel, 1, 20_000, Case::with_fields)?;
+        assert_eq!(done.skipped, 0);
         Ok(())
     }),
     ("lookups_and_tail_calls_become_the_instructions_of_the_kernel", |kernel| {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::corpus::Corpus;
 use oracle::programs::on_cpu_0;
-use oracle::record::{CASES, CREATIONS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS};
+use oracle::record::{CASES, CREATIONS, FIELDS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS};
 use oracle::replay::{self, Error, Summary};
 use oracle::vectors::Vectors;
 
@@ -20,7 +20,7 @@ struct Replay {
     on_cpu_0: bool,
 }
 
-const REPLAYS: [Replay; 6] = [
+const REPLAYS: [Replay; 7] = [
     Replay {
         test: "creations_are_accepted_and_refused_as_recorded",
         file: CREATIONS,
@@ -33,6 +33,13 @@ const REPLAYS: [Replay; 6] = [
         file: OPS,
         run: replay::ops,
         at_least: 10_000,
+        on_cpu_0: false,
+    },
+    Replay {
+        test: "operations_on_special_fields_answer_as_recorded",
+        file: FIELDS,
+        run: replay::ops,
+        at_least: 4_000,
         on_cpu_0: false,
     },
     Replay {
