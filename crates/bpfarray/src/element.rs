@@ -72,6 +72,9 @@ pub enum ShapeError {
         /// Bytes of the element type.
         expected: usize,
     },
+    /// The map's values have special fields, whose bytes are not for everybody.
+    #[error("the map's values have {0}")]
+    SpecialField(&'static str),
     /// The handle may only write.
     #[error("the handle may not read")]
     NotReadable,
@@ -92,6 +95,9 @@ pub(crate) fn check_shape<T: Element>(map: &Map, expected: MapType) -> Result<()
     let (found, expected) = (map.value_size(), size_of::<T>());
     if found as usize != expected {
         return Err(ShapeError::ValueSize { found, expected });
+    }
+    if let Some(field) = map.special_fields().as_slice().first() {
+        return Err(ShapeError::SpecialField(field.kind.name()));
     }
     match map.mode() {
         HandleMode::WriteOnly => Err(ShapeError::NotReadable),

@@ -21,7 +21,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use bpfarray::attr::elem_flags::F_LOCK;
 use bpfarray::attr::{MapAttr, MapType};
+use bpfarray::btf::{Btf, Kind};
 use bpfarray::{
     Array, FreezeError, HandleMode, Lane, Map, PercpuArray, SharedLanes, UpdateError, possible_cpus,
 };
@@ -91,6 +93,16 @@ fn child() {
                 std::thread::park();
             }
         }
+        "hold a lock" => {
+            let _held = open().try_lock(0).unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+        "update under the lock" => {
+            let map = open();
+            (0..LOCKED_ROUNDS).for_each(|round| map.update_elem(0, &pair(round), F_LOCK).unwrap());
+        }
         "update until frozen" => {
             let map = open();
             for count in 1u64.. {
@@ -116,6 +128,69 @@ fn child() {
         }
         _ => panic!("{role}"),
     }
+}
+
+const LOCKED_ROUNDS: u32 = 20_000;
+
+/// A value of struct `locked` whose two numbers are the same.
+fn pair(number: u32) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..4].copy_from_slice(&number.to_ne_bytes());
+    value[8..12].copy_from_slice(&number.to_ne_bytes());
+    value
+}
+
+/// A map file of two values with a lock.
+fn create_locked(path: &Path) -> Map {
+    let bytes = include_bytes!("../../../testdata/btf/fields.btf");
+    let btf = Btf::parse(bytes).unwrap();
+    let attr = MapAttr {
+        btf_key_type_id: btf.find_by_name("int", Kind::Int).unwrap(),
+        btf_value_type_id: btf.find_by_name("locked", Kind::Struct).unwrap(),
+        ..attr(MapType::ARRAY, 16, 2)
+    };
+    Map::create_file_with_btf(path, &attr, bytes).unwrap()
+}
+
+#[test]
+fn the_lock_of_a_killed_process_is_free_again() {
+    let dir = TempDir::new();
+    let path = dir.join("map");
+    let map = create_locked(&path);
+    let mut child = spawn_on("hold a lock", &path);
+    let begin = Instant::now();
+    while map.try_lock(0).is_some() {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(map.try_lock(1).is_some());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| map.update_elem(0, &pair(7), F_LOCK).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!waiting.is_finished());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        waiting.join().unwrap();
+    });
+    assert!(map.try_lock(0).is_some());
+}
+
+#[test]
+fn processes_see_each_others_values_whole_under_the_lock() {
+    let dir = TempDir::new();
+    let path = dir.join("map");
+    let map = create_locked(&path);
+    let mut children = [0; 2].map(|_| spawn_on("update under the lock", &path));
+    let mut value = [0; 16];
+    while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
+        map.lookup_elem(0, &mut value, F_LOCK).unwrap();
+        assert_eq!(value[..4], value[8..12]);
+    }
+    for child in &mut children {
+        assert!(child.wait().unwrap().success());
+    }
+    map.lookup_elem(0, &mut value, 0).unwrap();
+    assert_eq!(value, pair(LOCKED_ROUNDS - 1));
 }
 
 /// Runs `body` in lane 0, whatever the CPU: the other lanes are taken by other threads.

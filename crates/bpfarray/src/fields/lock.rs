@@ -1,16 +1,17 @@
-//! `bpf_spin_lock`: one word in a value, 0 while nobody holds it.
+//! `bpf_spin_lock`: one word in a value, 0 while nobody holds it; in a map file, a lock on a byte of the file.
 //!
-//! The word is part of the value, but only this module touches it: programs may not, updates skip it and mappings of such values
-//! do not exist. The holder is a thread of this process (maps in files have no locks), and it lets go
-//! when its [`ElementLock`] is dropped, however that comes.
+//! The word is part of the value, but only this module touches it: programs may not, updates skip it and mappings of
+//! such values do not exist. Whoever holds a lock lets go when the [`ElementLock`] is dropped, however that comes. A
+//! process that dies can hold no word for ever, as the memory is its own, and none of its locks on a file stays.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bpfarray_core::map::Kind;
 
-use crate::map::MapRef;
+use crate::file::MapFile;
+use crate::map::{Inner, MapRef};
 use crate::memory::Memory;
-use crate::sync::Backoff;
 
 const FREE: u64 = 0;
 const HELD: u64 = 1;
@@ -26,29 +27,11 @@ const SIZE: usize = 4;
 pub struct ElementLock {
     memory: Memory,
     offset: usize,
+    /// The file that has the lock, and the element's index.
+    file: Option<(Arc<MapFile>, u32)>,
 }
 
 impl ElementLock {
-    /// Takes the lock at an offset, unless somebody holds it.
-    fn try_take(memory: &Memory, offset: usize) -> Option<Self> {
-        match memory.compare_exchange(offset, SIZE, FREE, HELD) {
-            Ok(FREE) => Some(Self { memory: memory.clone(), offset }),
-            _ => None,
-        }
-    }
-
-    /// Takes the lock at an offset, and waits for who holds it; `None` only where there is no lock.
-    pub(super) fn take(memory: &Memory, offset: usize) -> Option<Self> {
-        let mut backoff = Backoff::default();
-        loop {
-            match memory.compare_exchange(offset, SIZE, FREE, HELD) {
-                Ok(FREE) => return Some(Self { memory: memory.clone(), offset }),
-                Ok(_) => backoff.wait(),
-                Err(_) => return None,
-            }
-        }
-    }
-
     /// The address of the lock, by which programs know it.
     pub fn addr(&self) -> u64 {
         self.memory.addr() + self.offset as u64
@@ -57,8 +40,11 @@ impl ElementLock {
 
 impl Drop for ElementLock {
     fn drop(&mut self) {
-        // The place was good for taking the lock.
-        let _ = self.memory.store_release(self.offset, SIZE, FREE);
+        match &self.file {
+            Some((file, index)) => file.unlock_value(*index),
+            // The place was good for taking the lock.
+            None => drop(self.memory.store_release(self.offset, SIZE, FREE)),
+        }
     }
 }
 
@@ -68,23 +54,37 @@ impl fmt::Debug for ElementLock {
     }
 }
 
+impl Inner {
+    /// Takes the lock of an element, unless somebody holds it.
+    pub(super) fn try_lock(&self, index: u32) -> Option<ElementLock> {
+        let lock = self.fields.spin_lock()?;
+        if self.layout.kind() != Kind::Array || index >= self.layout.max_entries() {
+            return None;
+        }
+        let element = u64::from(index) * u64::from(self.layout.elem_size());
+        let offset = usize::try_from(element + u64::from(lock)).ok()?;
+        let memory = self.area.payload();
+        let file = match self.gate.file() {
+            Some(file) => file.try_lock_value(index).then(|| Some((Arc::clone(file), index)))?,
+            None => match memory.compare_exchange(offset, SIZE, FREE, HELD) {
+                Ok(FREE) => None,
+                _ => return None,
+            },
+        };
+        Some(ElementLock { memory: memory.clone(), offset, file })
+    }
+}
+
 impl MapRef {
-    /// Takes the `bpf_spin_lock` of an element, unless somebody holds it. `None` also for an element that does not exist, and
-    /// for values without a lock.
+    /// Takes the `bpf_spin_lock` of an element, unless somebody holds it. `None` also for an element that does not exist,
+    /// and for values without a lock.
     ///
-    /// Who waits for the lock tries again, and can do so only for as long as it likes. A thread that holds it must not
-    /// wait for a program: that one may want the lock.
+    /// A thread that holds the lock must not wait for a program: that one may want it too.
     ///
     /// # Kernel
     /// `bpf_spin_lock`
     #[doc(alias = "bpf_spin_lock")]
     pub fn try_lock(&self, index: u32) -> Option<ElementLock> {
-        let lock = self.special_fields().spin_lock()?;
-        if self.layout().kind() != Kind::Array || index >= self.max_entries() {
-            return None;
-        }
-        let element = u64::from(index) * u64::from(self.layout().elem_size());
-        let offset = usize::try_from(element + u64::from(lock)).ok()?;
-        ElementLock::try_take(self.inner.area.payload(), offset)
+        self.inner.try_lock(index)
     }
 }

@@ -26,6 +26,7 @@ pub(crate) use self::timer::Timers;
 pub use self::timer::{TimerCallback, TimerError, TimerStart};
 use crate::map::{Contents, Inner, MapRef};
 use crate::memory::{Memory, OutOfBounds};
+use crate::sync::Backoff;
 
 /// A special field of an element.
 #[derive(Copy, Clone, Debug)]
@@ -95,9 +96,8 @@ impl Inner {
         value: &mut [u8],
         flags: u64,
     ) -> Result<(), OutOfBounds> {
-        let memory = self.area.payload();
-        let locked = self.lock_for(memory, offset, flags);
-        memory.read(offset, value)?;
+        let locked = self.lock_for(offset, flags);
+        self.area.payload().read(offset, value)?;
         drop(locked);
         self.fields.init(value);
         Ok(())
@@ -118,7 +118,7 @@ impl Inner {
         if self.fields.is_empty() {
             return memory.write(offset, value);
         }
-        let locked = self.lock_for(memory, offset, flags);
+        let locked = self.lock_for(offset, flags);
         let mut ordinary = self.fields.ordinary(value.len());
         ordinary.try_for_each(|Range { start, end }| {
             memory.write(offset + start, &value[start..end])
@@ -175,9 +175,18 @@ impl Inner {
     }
 
     /// Takes the lock of the element at an offset, if the flags say so.
-    fn lock_for(&self, memory: &Memory, offset: usize, flags: u64) -> Option<ElementLock> {
-        let lock = self.fields.spin_lock().filter(|_| flags & F_LOCK != 0)?;
-        ElementLock::take(memory, offset + lock as usize)
+    fn lock_for(&self, offset: usize, flags: u64) -> Option<ElementLock> {
+        if flags & F_LOCK == 0 || !self.has_spin_lock() {
+            return None;
+        }
+        let index = (offset / self.layout.elem_size() as usize) as u32;
+        let mut backoff = Backoff::default();
+        loop {
+            match self.try_lock(index) {
+                Some(lock) => return Some(lock),
+                None => backoff.wait(),
+            }
+        }
     }
 
     /// Lets go of what an element's special fields hold.

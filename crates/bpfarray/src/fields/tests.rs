@@ -112,6 +112,14 @@ fn a_map_with_special_fields_is_neither_frozen_nor_mapped() {
 }
 
 #[test]
+fn a_map_with_special_fields_is_no_typed_array() {
+    for (name, field) in [("locked", "bpf_spin_lock"), ("holder", "kptr")] {
+        let error = crate::Array::<[u64; 2]>::from_map(with_fields(name, 2)).unwrap_err();
+        assert_eq!(error, crate::ShapeError::SpecialField(field));
+    }
+}
+
+#[test]
 fn lock_flags_are_judged_in_the_kernels_order() {
     let (map, plain) = (with_fields("locked", 2), create(ARRAY));
     let errno = |result: Result<(), crate::UpdateError>| result.map_err(crate::UpdateError::errno);
@@ -421,16 +429,29 @@ fn an_object_stays_in_its_kptr_until_it_is_taken_out_or_overwritten() {
 }
 
 #[test]
-fn values_in_files_have_no_special_fields() {
+fn values_in_files_have_locks_but_no_timers() {
     let btf = fields_btf();
     let path = std::env::temp_dir().join(format!("bpfarray-fields-{}", std::process::id()));
     let create = |name| Map::create_file_with_btf(&path, &attr_of(&btf, name, 2), &btf.to_bytes());
-    let error = create("locked").unwrap_err();
-    assert_eq!(error.errno(), Errno::EOPNOTSUPP);
-    assert!(
-        error.to_string().ends_with("values with bpf_spin_lock cannot be in a file"),
-        "{error}"
-    );
-    assert!(create("plain").is_ok());
+    for (name, field) in [("timed", "bpf_timer"), ("holder", "kptr"), ("worker", "bpf_wq")] {
+        let error = create(name).unwrap_err();
+        assert_eq!(error.errno(), Errno::EOPNOTSUPP);
+        let end = format!("values with {field} cannot be in a file");
+        assert!(error.to_string().ends_with(&end), "{error}");
+    }
+    let map = create("locked").unwrap();
+    let reader = Map::open_file(&path, crate::HandleMode::ReadOnly).unwrap();
+    map.update_elem(1, &[0xff; 16], F_LOCK).unwrap();
+    let held = map.try_lock(1).unwrap();
+    assert_eq!(held.addr(), map.addr() + 4096 + 16 + 4);
+    assert!(map.try_lock(1).is_none() && map.try_lock(0).is_some());
+    // An opening of its own, as another process has one.
+    assert!(reader.try_lock(1).is_none() && reader.try_lock(0).is_some());
+    drop(held);
+    let mut value = [0; 16];
+    reader.lookup_elem(1, &mut value, F_LOCK).unwrap();
+    assert_eq!(value, [[0xff; 4], [0; 4], [0xff; 4], [0xff; 4]].concat()[..]);
+    assert!(map.try_lock(1).is_some());
+    assert_eq!(map.freeze().unwrap_err().errno(), Errno::ENOTSUPP);
     std::fs::remove_file(&path).unwrap();
 }

@@ -32,8 +32,7 @@ pub enum FileError {
     /// The file is a directory, a pipe or a device.
     #[error("{}: not a regular file", .0.display())]
     NotRegular(PathBuf),
-    /// Values with special fields: a lock would be lost with a process that dies while it holds it, and timers and
-    /// objects are of one process.
+    /// Values with special fields that mean something in one process only, such as timers and objects.
     #[error("{}: values with {field} cannot be in a file", path.display())]
     SpecialField {
         /// The file.

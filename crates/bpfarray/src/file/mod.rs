@@ -14,6 +14,7 @@ mod seat;
 mod set;
 mod sigbus;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -38,6 +39,9 @@ pub use self::set::SharedLanes;
 /// long, so the lock covers no data.
 const LONG_WRITERS: u64 = (1 << 62) - 1;
 
+/// The byte whose lock is the `bpf_spin_lock` of element 0. No file is that long either.
+const FIRST_VALUE_LOCK: u64 = 1 << 61;
+
 /// The file under a map, opened once in a process.
 pub(crate) struct MapFile {
     /// Device and inode.
@@ -50,6 +54,8 @@ pub(crate) struct MapFile {
     lanes: Option<Lanes<LaneWords, Seat>>,
     /// Typed arrays of this process that can write.
     long_writers: Mutex<u32>,
+    /// Elements whose `bpf_spin_lock` this process holds: locks on bytes do not tell its threads apart.
+    value_locks: Mutex<HashSet<u32>>,
 }
 
 /// The lane area of a file.
@@ -157,6 +163,28 @@ impl MapFile {
         }
         self.lock(LockKind::None);
         result
+    }
+
+    /// Takes the `bpf_spin_lock` of an element, unless somebody holds it: a lock on a byte of the file, which the kernel
+    /// drops when the process dies.
+    pub(crate) fn try_lock_value(&self, index: u32) -> bool {
+        let mut held = self.value_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who may only read does not exclude other readers.
+        let kind = if self.is_read_only() { LockKind::Shared } else { LockKind::Exclusive };
+        let byte = FIRST_VALUE_LOCK + u64::from(index);
+        if held.contains(&index) || !try_lock(&self.source.file, byte, kind).unwrap_or(false) {
+            return false;
+        }
+        held.insert(index)
+    }
+
+    /// Releases the lock of an element that [`MapFile::try_lock_value`] took.
+    pub(crate) fn unlock_value(&self, index: u32) {
+        let mut held = self.value_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        let byte = FIRST_VALUE_LOCK + u64::from(index);
+        // What fails to unlock stays locked to others until the file is closed.
+        let _ = try_lock(&self.source.file, byte, LockKind::None);
+        held.remove(&index);
     }
 
     /// Changes the lock on [`LONG_WRITERS`]. A lock that the file system refuses is not held.

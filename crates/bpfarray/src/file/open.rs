@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bpfarray_core::attr::{CreateError, MapAttr};
-use bpfarray_core::btf::{Btf, SpecialFields};
+use bpfarray_core::attr::{CreateError, Creator, MapAttr};
+use bpfarray_core::btf::{Btf, FieldMask, SpecialFields};
 use bpfarray_core::map::{HandleMode, Kind};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::param::page_size;
@@ -66,7 +66,8 @@ impl Map {
         Self::create_file_with_btf(path, attr, &[])
     }
 
-    /// Creates a map file that also holds the BTF its type ids refer to.
+    /// Creates a map file that also holds the BTF its type ids refer to. Values can have a `bpf_spin_lock`, which
+    /// excludes threads of all processes, and none for longer than it lives.
     ///
     /// # Errors
     /// As [`Map::create_file`].
@@ -180,7 +181,7 @@ fn content<'a>(
     check_machine()?;
     let cpus = possible_cpus();
     let shape = Shape::of(attr, cpus, btf.len() as u64).map_err(FileError::header(path))?;
-    check_fields(path, attr, btf)?;
+    fields(path, attr, btf)?;
     let content = Content {
         header: Header::of(&shape, cpus),
         btf,
@@ -190,16 +191,21 @@ fn content<'a>(
     Ok((content, HandleMode::of(attr.map_flags)))
 }
 
-/// Values in files have no special fields.
-fn check_fields(path: &Path, attr: &MapAttr, btf: &[u8]) -> Result<(), FileError> {
-    // BTF that cannot be read describes no fields, nor does a type whose fields cannot be.
-    let Ok(btf) = Btf::parse(btf) else { return Ok(()) };
-    let fields = SpecialFields::of(&btf, attr.btf_value_type_id).unwrap_or_default();
-    match fields.as_slice().first() {
-        Some(first) => {
-            Err(FileError::SpecialField { path: path.to_owned(), field: first.kind.name() })
+/// The special fields of values that the file's BTF describes: BTF that cannot be read describes none. Values in files have
+/// locks and counts at most.
+fn fields(path: &Path, attr: &MapAttr, btf: &[u8]) -> Result<SpecialFields, FileError> {
+    const OF_FILES: FieldMask = FieldMask::SPIN_LOCK.union(FieldMask::REFCOUNT);
+    let btf = match Btf::parse(btf) {
+        Ok(btf) if attr.btf_value_type_id != 0 => btf,
+        _ => return Ok(SpecialFields::none()),
+    };
+    let fields = attr.check_btf(&Creator::default(), &btf);
+    let fields = fields.map_err(|error| FileError::create(path)(error.into()))?;
+    match fields.as_slice().iter().find(|field| !OF_FILES.contains(field.kind.mask())) {
+        Some(other) => {
+            Err(FileError::SpecialField { path: path.to_owned(), field: other.kind.name() })
         }
-        None => Ok(()),
+        None => Ok(fields),
     }
 }
 
@@ -290,11 +296,10 @@ fn map_file(
         | Kind::ArrayOfMaps => Area::over(layout, whole, None),
     }
     .map_err(FileError::errno_of(path, "map"))?;
-    let file =
-        MapFile { key, source, geometry: *geometry, header, lanes, long_writers: Mutex::new(0) };
-    if attr.btf_value_type_id != 0 {
-        let btf = file.read_btf().map_err(FileError::io(path, "read BTF of"))?;
-        check_fields(path, attr, &btf)?;
-    }
-    MapRef::over_file(attr, *layout, area, Arc::new(file)).map_err(FileError::create(path))
+    let (long_writers, value_locks) = (Mutex::new(0), Mutex::default());
+    let geometry = *geometry;
+    let file = MapFile { key, source, geometry, header, lanes, long_writers, value_locks };
+    let btf = file.read_btf().map_err(FileError::io(path, "read BTF of"))?;
+    let fields = fields(path, attr, &btf)?;
+    MapRef::over_file(attr, *layout, area, fields, Arc::new(file)).map_err(FileError::create(path))
 }

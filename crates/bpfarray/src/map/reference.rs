@@ -143,9 +143,12 @@ impl MapRef {
         attr: &MapAttr,
         layout: Layout,
         area: Area,
+        fields: SpecialFields,
         file: Arc<MapFile>,
     ) -> Result<Self, CreateError> {
-        Inner::assemble(attr, layout, area, None, Some(file)).map(Self::new)
+        let mut map = Inner::assemble(attr, layout, area, None, Some(file))?;
+        map.fields = fields;
+        Ok(Self::new(map))
     }
 
     /// A new handle to the map, with a mode of its own. It is a user again, also of a map that had none
