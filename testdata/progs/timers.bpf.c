@@ -354,6 +354,6 @@ int inner_map(struct xdp_md *ctx)
 	}
 	out[0] = bpf_timer_init(&value->timer, map, CLOCK_MONOTONIC);
 	out[1] = bpf_timer_set_callback(&value->timer, count);
-	out[2] = bpf_timer_start(&value->timer, 1000, 0);
+	out[2] = bpf_timer_start(&value->timer, r.delay, 0);
 	return 0;
 }

@@ -416,6 +416,16 @@ fn programs_and_maps_with_timers_leave_nothing_behind() {
 }
 
 #[test]
+fn the_timer_of_an_inner_map_calls_back_also_when_the_map_has_left_its_slot() {
+    let loaded = timers(&LoadOptions::default());
+    let program = loaded.program("inner_map").unwrap();
+    let (outer, held) = (loaded.map("outer").unwrap(), loaded.map("held").unwrap());
+    assert_eq!(run_timers(&program, [0, 0, 20_000_000]), 0);
+    outer.delete_elem(0).unwrap();
+    wait_until(|| calls(held) == 1);
+}
+
+#[test]
 fn a_fault_of_a_callback_goes_to_the_trace() {
     let map = map("timed", 1);
     let (said, hears) = std::sync::mpsc::channel();

@@ -41,7 +41,7 @@ fn timer_set_callback(
     [timer, function, ..]: [u64; 5],
 ) -> Result<u64, HelperError> {
     let (map, _) = machine.field(timer, TIMER, TIMER_NAME)?;
-    let callback = machine.timer_callback(function)?;
+    let callback = machine.timer_callback(function, map)?;
     Ok(returned(map.timer_set_callback(timer, callback).map(|()| 0)))
 }
 

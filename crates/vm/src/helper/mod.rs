@@ -80,7 +80,7 @@ impl HelperSet {
     /// The helpers of Linux that can be had outside a kernel.
     pub fn linux() -> Self {
         let mut set = Self::none();
-        let tables: [&[Builtin]; 10] = [
+        let tables: [&[Builtin]; 11] = [
             map::HELPERS,
             csum::HELPERS,
             fields::HELPERS,

@@ -109,15 +109,18 @@ impl<'e> Machine<'e> {
         Ok(handle)
     }
 
-    /// What a timer calls back: a function of the running program, which stays alive for that.
+    /// What the timer of a map calls back: a function of the running program, which stays alive for that.
     pub(crate) fn timer_callback(
         &self,
         function: u64,
+        map: &MapRef,
     ) -> Result<Arc<dyn TimerCallback>, HelperError> {
-        let not_a_function = HelperError::NotAFunction(function);
-        let program =
-            self.running.program.filter(|_| self.running.code.function(function).is_some());
-        let program = program.ok_or(not_a_function)?.clone();
+        let is_known = self.running.code.function(function).is_some();
+        let program = self.running.program.filter(|_| is_known);
+        let program = program.ok_or(HelperError::NotAFunction(function))?;
+        let is_own = program.maps().iter().any(|own| own.addr() == map.addr());
+        // An inner map may have left its slot when the timer calls.
+        let program = if is_own { program.clone() } else { program.clone().with_map(map.clone()) };
         Ok(Arc::new(Callback { program, function }))
     }
 }
