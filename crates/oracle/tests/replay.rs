@@ -39,7 +39,7 @@ const REPLAYS: [Replay; 7] = [
         test: "operations_on_special_fields_answer_as_recorded",
         file: FIELDS,
         run: replay::ops,
-        at_least: 4_000,
+        at_least: 3_000,
         on_cpu_0: false,
     },
     Replay {
