@@ -90,7 +90,7 @@ impl OurSide {
 pub(crate) fn create(request: &Request, possible_cpus: usize) -> Result<(Map, Created), Errno> {
     let inner = request.inner.as_deref().map(|inner| create(inner, possible_cpus)).transpose()?;
     let inner = inner.map(|(map, _)| map.to_ref());
-    let btf = request.create.value_type.map(|_| &*value_type::BTF);
+    let btf = request.create.value_type.and(value_type::BTF.as_ref());
     let (attr, creator) = (request.create.to_core(), Creator { btf, ..request.creator.to_core() });
     let map = Map::create_with(&attr, &creator, inner.as_ref()).map_err(|e| e.errno())?;
     let created = Created {

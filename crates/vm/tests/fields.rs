@@ -233,7 +233,8 @@ fn the_fields_of_inner_maps_are_out_of_reach_too() {
             Insn::ldx_mem(size::W, Reg::R1, VALUE, offset as i16),
         ];
         let insns = [&[lo, hi], &key[..], &second, &load, &lock(), &unlock(), &end()].concat();
-        let program = Program::from_insns(ProgType::SYSCALL, &insns, &[outer.clone()]).unwrap();
+        let program =
+            Program::from_insns(ProgType::SYSCALL, &insns, std::slice::from_ref(&outer)).unwrap();
         run(&program).map_err(|fault| fault.to_string())
     };
     assert_eq!(lookup(0), Ok(0));
@@ -426,6 +427,38 @@ fn the_timer_of_an_inner_map_calls_back_also_when_the_map_has_left_its_slot() {
 }
 
 #[test]
+fn timers_are_used_from_many_threads_at_once() {
+    let (options, kept) = watched();
+    let loaded = timers(&options);
+    drop(options);
+    let program = |name| loaded.program(name).unwrap();
+    let programs = ["fire_again", "update_cancels", "start", "fire_cancels_itself"].map(program);
+    let map = loaded.map("timed").unwrap().clone();
+    let until = Instant::now() + Duration::from_millis(300);
+    std::thread::scope(|scope| {
+        for (thread, program) in programs.iter().enumerate() {
+            scope.spawn(move || {
+                for round in 0.. {
+                    // One element for all of them, and one of its own.
+                    let key = if round % 2 == 0 { 1 } else { thread as u64 & 3 };
+                    run_timers(program, [key, 0, round % 50_000]);
+                    if Instant::now() > until {
+                        break;
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            while Instant::now() < until {
+                map.update_elem(1, &[0; 32], 0).unwrap();
+            }
+        });
+    });
+    drop((programs, loaded, map));
+    wait_until(|| Arc::strong_count(&kept) == 1);
+}
+
+#[test]
 fn a_fault_of_a_callback_goes_to_the_trace() {
     let map = map("timed", 1);
     let (said, hears) = std::sync::mpsc::channel();
@@ -445,9 +478,13 @@ fn a_fault_of_a_callback_goes_to_the_trace() {
     let callback = [Insn::ldx_mem(size::DW, Reg::R0, Reg::R3, 8), Insn::exit()];
     let parts =
         [&value_of(0)[..], &at(8), &init, &at(8), &set, &at(8), &start, &end(), &callback].concat();
-    let program =
-        Program::with_helpers(ProgType::SYSCALL, &parts, &[map.clone()], &Arc::new(helpers))
-            .unwrap();
+    let program = Program::with_helpers(
+        ProgType::SYSCALL,
+        &parts,
+        std::slice::from_ref(&map),
+        &Arc::new(helpers),
+    )
+    .unwrap();
     assert_eq!(run(&program), Ok(0));
     let text = hears.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(text.starts_with("program '', timer: instruction"), "{text}");
