@@ -199,15 +199,20 @@ impl MapCreate {
     /// A map of values with special fields, or without any.
     pub fn random_typed(rng: &mut Rng) -> Self {
         let name = rng.pick(&value_type::NAMES);
-        let size = value_type::find(name).map_or(0, |(_, size)| size);
         let map_type = if rng.percent(80) { Self::ARRAY } else { Self::PERCPU_ARRAY };
         let map_flags = match map_type {
             Self::ARRAY => rng.pick(&[0, 0, 0, 0, 0x400, 0x400, 0x1000, 0x80, 0x100]),
             _ => rng.pick(&[0, 0, 0, 0x80]),
         };
-        let value_size = if rng.percent(3) { size + 8 } else { size };
-        let create = Self::array(map_type, value_size, rng.within(1, 6));
-        Self { map_flags, value_type: Some(name), ..create }
+        let wrong_by = if rng.percent(3) { 8 } else { 0 };
+        let create = Self::typed(map_type, name, rng.within(1, 6));
+        Self { map_flags, value_size: create.value_size + wrong_by, ..create }
+    }
+
+    /// A map of values of a type.
+    pub(crate) fn typed(map_type: u32, name: &'static str, max_entries: u32) -> Self {
+        let size = value_type::find(name).map_or(0, |(_, size)| size);
+        Self { value_type: Some(name), ..Self::array(map_type, size, max_entries) }
     }
 
     /// A block with each field from a set of interesting values, that asks for a few megabytes at most.

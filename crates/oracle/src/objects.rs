@@ -58,6 +58,19 @@ const MAPS: [(&str, u32, u32, u32, u32); 15] = [
     ("cgroups_longer", MapCreate::CGROUP_ARRAY, 4, 9, 0),
 ];
 
+/// Arrays whose values have a type: name, struct and number of elements. What can be put beside them is the others, and
+/// `array`, which has values as long as those of one of them.
+const TYPED: [(&str, &str, u32); 8] = [
+    ("typed_locked", "locked", 4),
+    ("typed_locked_too", "locked", 4),
+    ("typed_locked_longer", "locked", 5),
+    ("typed_late_lock", "late_lock", 4),
+    ("typed_timed", "timed", 4),
+    ("typed_worker", "worker", 4),
+    ("typed_counted", "counted", 4),
+    ("typed_plain", "plain", 4),
+];
+
 /// All things by name.
 pub fn catalogue() -> &'static [(&'static str, Thing)] {
     static CATALOGUE: LazyLock<Vec<(&str, Thing)>> = LazyLock::new(all);
@@ -86,7 +99,24 @@ fn all() -> Vec<(&'static str, Thing)> {
     ];
     all.extend(PROGRAMS.map(|name| (name, Thing::Program)));
     all.extend(MAPS.iter().map(|map| (map.0, Thing::Map(shape(map)))));
+    all.extend(TYPED.map(|(name, value_type, max_entries)| {
+        let create = MapCreate::typed(MapCreate::ARRAY, value_type, max_entries);
+        (name, Thing::Map(trusted(create)))
+    }));
     all
+}
+
+/// A thing of [`TYPED`].
+fn is_typed(name: &str) -> bool {
+    TYPED.iter().any(|(typed, _, _)| *typed == name)
+}
+
+/// A map that can be the template of others with typed values, and what can be tried in its slots.
+pub(crate) fn random_typed_template(rng: &mut Rng) -> (Request, Vec<&'static str>) {
+    let (_, value_type, max_entries) = rng.pick(&TYPED);
+    let create = MapCreate::typed(MapCreate::ARRAY, value_type, max_entries);
+    let names = TYPED.iter().map(|(name, _, _)| *name).chain(["array"]).collect();
+    (Request::new(Creator::Trusted, create), names)
 }
 
 /// The name as it is in the catalogue.
@@ -106,11 +136,11 @@ pub(crate) fn fitting(rng: &mut Rng, request: &Request) -> Vec<&'static str> {
         MapCreate::PERF_EVENT_ARRAY => vec!["event"],
         MapCreate::CGROUP_ARRAY => vec![CGROUP],
         _ => {
-            let fits = |thing: &Thing| match thing {
-                Thing::Map(request) => Some(shape(&request.create)) == template,
+            let fits = |name: &str, thing: &Thing| match thing {
+                Thing::Map(request) => !is_typed(name) && Some(shape(&request.create)) == template,
                 _ => false,
             };
-            let fitting = catalogue().iter().filter(|(_, thing)| fits(thing));
+            let fitting = catalogue().iter().filter(|(name, thing)| fits(name, thing));
             fitting.map(|(name, _)| *name).collect()
         }
     }
@@ -129,7 +159,8 @@ pub(crate) fn random(rng: &mut Rng, map_type: u32, fitting: &[&'static str]) -> 
         0..7 => return rng.pick(fitting),
         choice => choice == 7,
     };
-    let choices = catalogue().iter().filter(|(_, thing)| any || holds(thing));
+    let untyped = catalogue().iter().filter(|(name, _)| !is_typed(name));
+    let choices = untyped.filter(|(_, thing)| any || holds(thing));
     rng.pick(&choices.map(|(name, _)| *name).collect::<Vec<_>>())
 }
 

@@ -274,9 +274,15 @@ impl Case {
     pub fn with_fields(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let creator = rng.pick(&[Creator::Trusted, Creator::Masked]);
-        let request = Request::new(creator, MapCreate::random_typed(&mut rng));
+        let (request, fitting) = if rng.percent(15) {
+            let (template, fitting) = objects::random_typed_template(&mut rng);
+            let create = MapCreate::array(MapCreate::ARRAY_OF_MAPS, 4, rng.within(1, 4));
+            (Request::new(creator, create).with_inner(template), fitting)
+        } else {
+            (Request::new(creator, MapCreate::random_typed(&mut rng)), Vec::new())
+        };
         let len = rng.within(1, 30);
-        let steps = (0..len).map(|_| Step::random(&mut rng, &request.create, &[])).collect();
+        let steps = (0..len).map(|_| Step::random(&mut rng, &request.create, &fitting)).collect();
         Self { request, steps }
     }
 
