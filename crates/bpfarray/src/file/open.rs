@@ -28,6 +28,10 @@ use crate::window::Extent;
 /// The map files that are open in this process, so that a file opened twice is one map.
 static OPEN: Mutex<Vec<OpenFile>> = Mutex::new(Vec::new());
 
+/// # Kernel
+/// `BTF_MAX_SIZE`
+const BTF_MAX_SIZE: u64 = 16 << 20;
+
 struct OpenFile {
     key: (u64, u64),
     read_only: bool,
@@ -196,7 +200,7 @@ fn content<'a>(
 fn fields(path: &Path, attr: &MapAttr, btf: &[u8]) -> Result<SpecialFields, FileError> {
     const OF_FILES: FieldMask = FieldMask::SPIN_LOCK.union(FieldMask::REFCOUNT);
     let btf = match Btf::parse(btf) {
-        Ok(btf) if attr.btf_value_type_id != 0 => btf,
+        Ok(parsed) if attr.btf_value_type_id != 0 && btf.len() as u64 <= BTF_MAX_SIZE => parsed,
         _ => return Ok(SpecialFields::none()),
     };
     let fields = attr.check_btf(&Creator::default(), &btf);
@@ -299,7 +303,12 @@ fn map_file(
     let (long_writers, value_locks) = (Mutex::new(0), Mutex::default());
     let geometry = *geometry;
     let file = MapFile { key, source, geometry, header, lanes, long_writers, value_locks };
-    let btf = file.read_btf().map_err(FileError::io(path, "read BTF of"))?;
+    let btf = match attr.btf_value_type_id {
+        0 => Vec::new(),
+        // As much as the kernel takes. More would be for somebody else to read.
+        _ if geometry.btf_len > BTF_MAX_SIZE => Vec::new(),
+        _ => file.read_btf().map_err(FileError::io(path, "read BTF of"))?,
+    };
     let fields = fields(path, attr, &btf)?;
     MapRef::over_file(attr, *layout, area, fields, Arc::new(file)).map_err(FileError::create(path))
 }
