@@ -116,6 +116,29 @@ impl Map {
     /// So a host lends programs what they only need to hand around, such as a connection or a session: they move it
     /// between elements with `bpf_kptr_xchg`, and the host takes it back out. An update of the element drops the object.
     ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use bpfarray::attr::{Creator, MapAttr, MapType};
+    /// use bpfarray::btf::{Btf, Kind};
+    /// use bpfarray::{Kptr, Map};
+    /// // struct holder { u64 before; struct session __kptr *session; };
+    /// let btf = Btf::parse(include_bytes!("../../../../testdata/btf/fields.btf"))?;
+    /// let attr = MapAttr {
+    ///     map_type: MapType::ARRAY,
+    ///     key_size: 4,
+    ///     value_size: 16,
+    ///     max_entries: 2,
+    ///     btf_key_type_id: btf.find_by_name("int", Kind::Int).ok_or("int")?,
+    ///     btf_value_type_id: btf.find_by_name("holder", Kind::Struct).ok_or("holder")?,
+    ///     ..MapAttr::default()
+    /// };
+    /// let map = Map::create_as(&attr, &Creator { btf: Some(&btf), ..Creator::default() })?;
+    /// map.swap_kptr(1, 8, Some(Kptr::new(Arc::new("session 7"))))?;
+    /// let session = map.swap_kptr(1, 8, None)?.ok_or("a program took it")?;
+    /// assert_eq!(session.object().downcast_ref::<&str>(), Some(&"session 7"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// The variants of [`KptrError`] in their order.
     ///

@@ -81,6 +81,34 @@ impl MapRef {
     ///
     /// A thread that holds the lock must not wait for a program: that one may want it too.
     ///
+    /// ```
+    /// use bpfarray::Map;
+    /// use bpfarray::attr::{Creator, MapAttr, MapType, elem_flags::F_LOCK};
+    /// use bpfarray::btf::{Btf, Kind};
+    /// // struct locked { u32 before; struct bpf_spin_lock lock; u64 after; };
+    /// let btf = Btf::parse(include_bytes!("../../../../testdata/btf/fields.btf"))?;
+    /// let attr = MapAttr {
+    ///     map_type: MapType::ARRAY,
+    ///     key_size: 4,
+    ///     value_size: 16,
+    ///     max_entries: 2,
+    ///     btf_key_type_id: btf.find_by_name("int", Kind::Int).ok_or("int")?,
+    ///     btf_value_type_id: btf.find_by_name("locked", Kind::Struct).ok_or("locked")?,
+    ///     ..MapAttr::default()
+    /// };
+    /// let map = Map::create_as(&attr, &Creator { btf: Some(&btf), ..Creator::default() })?;
+    /// let held = map.try_lock(1).ok_or("locked")?;
+    /// assert!(map.try_lock(1).is_none());
+    /// drop(held);
+    ///
+    /// // The lock is held while the value is copied, and stays as it is.
+    /// map.update_elem(1, &[0xff; 16], F_LOCK)?;
+    /// let mut value = [0; 16];
+    /// map.lookup_elem(1, &mut value, F_LOCK)?;
+    /// assert_eq!(value[4..8], [0; 4]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Kernel
     /// `bpf_spin_lock`
     #[doc(alias = "bpf_spin_lock")]
