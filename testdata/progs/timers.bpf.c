@@ -147,6 +147,22 @@ int init(struct xdp_md *ctx)
 }
 
 SEC("xdp")
+int start_only(struct xdp_md *ctx)
+{
+	struct timed *value;
+	struct request r;
+	__u32 key;
+
+	if (request(ctx, &r))
+		return -1;
+	key = r.key;
+	value = bpf_map_lookup_elem(&timed, &key);
+	if (!value)
+		return -2;
+	return bpf_timer_start(&value->timer, LONG, r.flags);
+}
+
+SEC("xdp")
 int set_callback(struct xdp_md *ctx)
 {
 	struct timed *value;

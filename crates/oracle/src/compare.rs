@@ -6,14 +6,15 @@ use bpfarray_core::disasm::Disasm;
 
 use crate::corpus::Corpus;
 use crate::gen_lookup::{self, Question};
+use crate::inputs::{Input, Run};
 use crate::kernel::{Kernel, Unavailable};
-use crate::kernel_program::KernelEngine;
+use crate::kernel_program::{KernelEngine, KernelProgram};
 use crate::kernel_side::{self, KernelSide};
 use crate::ops::Case;
-use crate::our_program::Interpreter;
+use crate::our_program::{Interpreter, OurProgram};
 use crate::ours::{self, OurSide};
 use crate::possible_cpus;
-use crate::programs::{self, Kind, QA, Style, on_cpu_0, run_assembled};
+use crate::programs::{self, Engine, Kind, Program, QA, Style, on_cpu_0, run_assembled};
 use crate::request::{Creator, Request};
 use crate::subject::answers;
 
@@ -208,6 +209,43 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
         }
     }
     if mismatches.is_empty() { Ok(done) } else { Err(Error::Programs(mismatches)) }
+}
+
+/// Compares what programs are told that make and start timers in a map, while it has users and when it has none.
+///
+/// # Errors
+/// All differences.
+pub fn timers_without_users(kernel: Kernel, corpus: &Corpus) -> Result<(), Error> {
+    fn ask<P: Program>(
+        program: Result<P, String>,
+        input: &Input,
+        close_maps: fn(&mut P),
+    ) -> Vec<String> {
+        let Ok(mut program) = program else { return vec!["not loaded".into()] };
+        let with_users = format!("{:?}", program.run(input));
+        close_maps(&mut program);
+        vec![with_users, format!("{:?}", program.run(input))]
+    }
+    let creator = Creator::Trusted;
+    let mut mismatches = Vec::new();
+    let is_asked = |run: &&Run| {
+        run.object == "timers" && ["init", "start_only"].contains(&run.program.as_str())
+    };
+    for run in corpus.runs.iter().filter(is_asked) {
+        let (object, program) = (&corpus.objects[&run.object], run.program.as_str());
+        for input in &run.inputs {
+            let theirs = KernelEngine { kernel, creator }.load(object, program);
+            let theirs = ask(theirs, input, KernelProgram::close_maps);
+            let ours = Interpreter { creator }.load(object, program);
+            let ours = ask(ours, input, OurProgram::close_maps);
+            if theirs != ours || theirs.len() != 2 {
+                let question = format!("{program} {}", input.name);
+                let (kernel, ours) = (theirs.join(", "), ours.join(", "));
+                mismatches.push(ProgramMismatch { question, kernel, ours });
+            }
+        }
+    }
+    if mismatches.is_empty() { Ok(()) } else { Err(Error::Programs(mismatches)) }
 }
 
 /// Compares what `count` random programs of a kind leave in their maps.

@@ -194,6 +194,13 @@ impl KernelProgram {
     }
 }
 
+impl KernelProgram {
+    /// Closes the descriptors of the maps, which the program alone holds then.
+    pub(crate) fn close_maps(&mut self) {
+        self.maps.clear();
+    }
+}
+
 impl Program for KernelProgram {
     fn run(&mut self, input: &Input) -> Result<Outcome, String> {
         let data_in = input.data.as_deref().unwrap_or_default();

@@ -54,6 +54,13 @@ impl Engine for Interpreter {
     }
 }
 
+impl OurProgram {
+    /// Drops the handles to the maps, which the program alone holds then.
+    pub(crate) fn close_maps(&mut self) {
+        self.maps.clear();
+    }
+}
+
 impl programs::Program for OurProgram {
     fn run(&mut self, input: &Input) -> Result<Outcome, String> {
         let prog_type = self.program.prog_type();

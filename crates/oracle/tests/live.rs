@@ -38,6 +38,9 @@ const TESTS: &[(&str, Test)] = &[
         compare::programs(kernel, &corpus)?;
         Ok(())
     }),
+    ("timers_without_users_answer_as_the_kernels", |kernel| {
+        Ok(compare::timers_without_users(kernel, &Corpus::read()?)?)
+    }),
     ("random_arithmetic_gives_the_results_of_the_kernel", |kernel| {
         Ok(compare::random_programs(kernel, Kind::ISA, 1, 3_000)?)
     }),
