@@ -8,22 +8,33 @@ mod code;
 mod exec;
 mod machine;
 mod stack;
+// The same tests for each engine.
 #[cfg(test)]
+#[cfg(feature = "jit")]
+#[allow(clippy::duplicate_mod)]
+#[path = "tests/mod.rs"]
+pub(crate) mod jit_tests;
+#[cfg(test)]
+#[allow(clippy::duplicate_mod)]
+#[path = "tests/mod.rs"]
 pub(crate) mod tests;
 
 use std::sync::Arc;
 
 use bpfarray::{Lane, MapRef, SharedLanes};
 
-pub(crate) use code::Code;
+pub(crate) use code::{Code, Op, OpCode};
 pub(crate) use exec::MAX_LOOPS;
 pub use machine::Machine;
-pub(crate) use machine::Running;
+pub(crate) use machine::{Stopped, place};
+pub(crate) use stack::FRAME_SIZE;
 use stack::Stack;
 
 use crate::context::Context;
+use crate::engine::Engine;
 use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
+use crate::jit::Compiled;
 use crate::region::Regions;
 
 /// Instructions a run may take, unless somebody says otherwise: about ten seconds of arithmetic.
@@ -34,9 +45,9 @@ pub const DEFAULT_FUEL: u64 = 1 << 32;
 pub(crate) struct Environment {
     /// Name of the program.
     name: Arc<str>,
-    regions: Regions,
+    pub(crate) regions: Regions,
     shared: SharedLanes,
-    helpers: Arc<HelperSet>,
+    pub(crate) helpers: Arc<HelperSet>,
     fuel: u64,
 }
 
@@ -65,6 +76,22 @@ impl Environment {
     }
 }
 
+/// A program in the forms in which engines want it, and what it runs with.
+#[derive(Clone, Debug)]
+pub(crate) struct Executable {
+    pub(crate) code: Code,
+    /// Machine code, if that is what runs.
+    pub(crate) compiled: Option<Arc<Compiled>>,
+    pub(crate) environment: Environment,
+}
+
+impl Executable {
+    /// What executes the program.
+    pub(crate) fn engine(&self) -> Engine {
+        if self.compiled.is_some() { Engine::Jit } else { Engine::Interp }
+    }
+}
+
 /// Runs a program once, in a lane, with the address of the context in r1. Gives its r0.
 ///
 /// # Errors
@@ -73,17 +100,16 @@ impl Environment {
 /// # Kernel
 /// `___bpf_prog_run`
 #[doc(alias = "___bpf_prog_run")]
-pub(crate) fn run(
-    code: &Code,
-    environment: &Environment,
-    context: &mut Context,
-) -> Result<u64, Fault> {
+pub(crate) fn run(executable: &Executable, context: &mut Context) -> Result<u64, Fault> {
     let lane = Lane::enter();
     let stack =
         Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
     let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
-    let mut machine = Machine::new(code, environment, context, &lane, stack);
-    let result = environment.shared.run(&lane, || machine.exec(0, args));
+    let mut machine = Machine::new(executable, context, &lane, stack);
+    let result = executable.environment.shared.run(&lane, || match &executable.compiled {
+        Some(compiled) => compiled.call(&mut machine, 0, args),
+        None => machine.exec(0, args),
+    });
     machine.into_stack().put_back();
     result
 }

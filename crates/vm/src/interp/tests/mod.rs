@@ -1,4 +1,4 @@
-//! Programs run through the interpreter: control flow here, the rest by topic.
+//! Programs run through an engine: control flow here, the rest by topic.
 
 mod arithmetic;
 mod hostile;
@@ -11,10 +11,12 @@ use bpfarray::attr::{MapAttr, MapFlags, MapType};
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, mode, pseudo, size};
 
-use super::{Code, Environment, run};
+use super::{Code, Environment, Executable, run};
 use crate::context::Context;
+use crate::engine::Engine;
 use crate::fault::{Fault, FaultKind, HelperError};
 use crate::helper::HelperSet;
+use crate::jit;
 use crate::prog_type::ProgType;
 
 pub(crate) const R0: Reg = Reg::R0;
@@ -25,6 +27,11 @@ pub(crate) const R4: Reg = Reg::R4;
 pub(crate) const R6: Reg = Reg::R6;
 pub(crate) const R7: Reg = Reg::R7;
 pub(crate) const R10: Reg = Reg::R10;
+
+/// What runs the programs of this module, which is there once for each engine.
+pub(crate) fn engine() -> Engine {
+    if module_path!().contains("jit_tests") { Engine::Jit } else { Engine::Interp }
+}
 
 /// A program and what it runs with, for tests.
 pub(crate) struct Case {
@@ -55,7 +62,15 @@ impl Case {
         let environment =
             Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
                 .with_fuel(self.fuel);
-        run(&Code::new(&self.insns), &environment, &mut self.context)
+        let code = Code::new(&self.insns);
+        let compiled = match engine() {
+            Engine::Interp => None,
+            Engine::Jit => {
+                let compiled = jit::compile(&self.insns, &code, &environment, &|_| false);
+                Some(Arc::new(compiled.expect("every program can be compiled")))
+            }
+        };
+        run(&Executable { code, compiled, environment }, &mut self.context)
     }
 }
 
