@@ -484,6 +484,8 @@ impl<'a> Walk<'a> {
                 _ => Value::Number,
             },
             _ if size == 8 && base == Value::Ctx => Value::Packet,
+            // A field of the context may be wider there than the load is.
+            Access::Anywhere if size == 4 => Value::Number,
             _ => by_size,
         }
     }
@@ -535,11 +537,10 @@ fn near(hit: Hit, size: u64) -> Option<Near> {
 
 fn alu(insn: Insn, dst: Value, src: Value) -> Value {
     let wide = insn.class() == class::ALU64;
-    let mixed = || match dst.may_be_frame() || src.may_be_frame() {
-        true => Value::Any,
-        false if wide => Value::Number,
-        false => Value::below(1 << 32),
-    };
+    if insn.op() == alu::END {
+        // Of either class, and of as many bits as the immediate says.
+        return if dst.may_be_frame() { Value::Any } else { Value::Number };
+    }
     if !wide {
         let (dst, src) = (dst.low(), src.low());
         if dst.may_be_frame() || src.may_be_frame() {
@@ -569,8 +570,9 @@ fn alu(insn: Insn, dst: Value, src: Value) -> Value {
         (alu::MUL, Some(n)) => dst.mul(n),
         (alu::LSH, Some(n)) => dst.shl(n),
         (alu::RSH, Some(n)) => dst.shr(n),
-        (alu::NEG | alu::END, _) if dst.may_be_frame() => Value::Any,
-        (alu::NEG | alu::END, _) => Value::Number,
-        _ => mixed(),
+        (alu::NEG, _) if dst.may_be_frame() => Value::Any,
+        (alu::NEG, _) => Value::Number,
+        _ if dst.may_be_frame() || src.may_be_frame() => Value::Any,
+        _ => Value::Number,
     }
 }

@@ -41,7 +41,8 @@ impl Translation<'_, '_> {
 
     /// The low bits of a number.
     pub(super) fn low(&mut self, value: Value, to: Type) -> Value {
-        if to == types::I64 { value } else { self.builder.ins().ireduce(to, value) }
+        let is_so = self.builder.func.dfg.value_type(value) == to;
+        if is_so { value } else { self.builder.ins().ireduce(to, value) }
     }
 
     /// A number with zeroes above it.

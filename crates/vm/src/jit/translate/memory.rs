@@ -34,7 +34,10 @@ impl Translation<'_, '_> {
                 let signed = insn.mode() == mode::MEMSX;
                 let value = self.load(at, op, width, access);
                 let value = match signed {
-                    true if width != types::I64 => self.builder.ins().sextend(types::I64, value),
+                    true if width != types::I64 => {
+                        let low = self.low(value, width);
+                        self.builder.ins().sextend(types::I64, low)
+                    }
                     _ => self.widen(value),
                 };
                 self.set(op.dst().index(), value);
@@ -82,7 +85,8 @@ impl Translation<'_, '_> {
             args: vec![self.machine, addr, size, insn],
         };
         let loaded = self.guarded(addr, width, access, false, false, &slow, |this, addr| {
-            Some(this.builder.ins().load(width, SHARED, addr, 0))
+            let value = this.builder.ins().load(width, SHARED, addr, 0);
+            Some(this.widen(value))
         });
         loaded.unwrap_or(addr)
     }
@@ -147,8 +151,9 @@ impl Translation<'_, '_> {
         self.builder.ins().brif(passes, quick, &[], slowly, &[]);
         self.builder.switch_to_block(quick);
         let value = fast(self, safe);
-        if value.is_some() {
-            self.builder.append_block_param(done, width);
+        if let Some(value) = value {
+            let kind = self.builder.func.dfg.value_type(value);
+            self.builder.append_block_param(done, kind);
         }
         self.builder.ins().jump(done, value.map(Into::into).as_slice());
 
@@ -157,7 +162,8 @@ impl Translation<'_, '_> {
         let answer = self.call_rust(slow.function, &slow.args, 2);
         self.unless_stopped(answer[1]);
         let value = match (value, is_atomic) {
-            (Some(_), false) => Some(self.low(answer[0], width)),
+            // A field of the context may be wider there than the load is.
+            (Some(_), false) => Some(answer[0]),
             // The machine has only checked.
             (_, true) => fast(self, addr),
             (None, false) => None,
