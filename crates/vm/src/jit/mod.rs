@@ -9,6 +9,8 @@ mod analysis;
 mod entry;
 mod isa;
 mod memory;
+#[cfg(test)]
+mod tests;
 mod trampoline;
 mod translate;
 mod values;

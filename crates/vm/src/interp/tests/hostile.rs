@@ -16,17 +16,17 @@ fn programs() -> u64 {
 }
 
 /// splitmix64
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
@@ -135,7 +135,7 @@ fn insn(rng: &mut Rng, at: usize, len: usize, addresses: &[u64]) -> Vec<Insn> {
     }]
 }
 
-fn program(rng: &mut Rng, maps: &[&Map]) -> Vec<Insn> {
+pub(crate) fn program(rng: &mut Rng, maps: &[&Map]) -> Vec<Insn> {
     let mut addresses = vec![0, u64::MAX - 7, 1 << 47];
     for map in maps {
         addresses.extend([map.addr(), map.addr() + 4096]);

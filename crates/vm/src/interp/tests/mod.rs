@@ -1,7 +1,7 @@
 //! Programs run through an engine: control flow here, the rest by topic.
 
 mod arithmetic;
-mod hostile;
+pub(crate) mod hostile;
 mod memory;
 
 use std::sync::Arc;
@@ -40,6 +40,7 @@ pub(crate) struct Case {
     pub(crate) helpers: HelperSet,
     pub(crate) context: Context,
     pub(crate) fuel: u64,
+    pub(crate) engine: Engine,
 }
 
 impl Case {
@@ -49,7 +50,8 @@ impl Case {
 
     pub(crate) fn with_context(insns: &[Insn], context: Context) -> Self {
         let (maps, helpers) = (Vec::new(), HelperSet::linux());
-        Self { insns: insns.to_vec(), maps, helpers, context, fuel: 1_000_000 }
+        let engine = engine();
+        Self { insns: insns.to_vec(), maps, helpers, context, fuel: 1_000_000, engine }
     }
 
     pub(crate) fn maps(mut self, maps: &[&Map]) -> Self {
@@ -63,7 +65,7 @@ impl Case {
             Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
                 .with_fuel(self.fuel);
         let code = Code::new(&self.insns);
-        let compiled = match engine() {
+        let compiled = match self.engine {
             Engine::Interp => None,
             Engine::Jit => {
                 let compiled = jit::compile(&self.insns, &code, &environment, &|_| false);
