@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use bpfarray_vm::Engine;
 use bpfarray_vm::elf::Object;
 use oracle::Kernel;
 use oracle::measure::{Rounds, line};
@@ -50,7 +51,13 @@ fn main() -> Result<(), Error> {
             // A packet every nanosecond, so that all pass and take the longer way.
             object.set_global("interval", &1_u64.to_ne_bytes())?;
         }
-        let mut race = Race::new(kernel.as_ref().ok().copied(), &object, program, &packet())?;
+        let mut race = Race::new(
+            Engine::default(),
+            kernel.as_ref().ok().copied(),
+            &object,
+            program,
+            &packet(),
+        )?;
         fill(&race)?;
         let check = |retval| match retval {
             _ if retval == expected => Ok(()),

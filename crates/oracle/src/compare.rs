@@ -11,7 +11,7 @@ use crate::kernel::{Kernel, Unavailable};
 use crate::kernel_program::{KernelEngine, KernelProgram};
 use crate::kernel_side::{self, KernelSide};
 use crate::ops::Case;
-use crate::our_program::{Interpreter, OurProgram};
+use crate::our_program::{OurEngine, OurProgram};
 use crate::ours::{self, OurSide};
 use crate::possible_cpus;
 use crate::programs::{self, Engine, Kind, Program, QA, Style, on_cpu_0, run_assembled};
@@ -194,17 +194,20 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
     let creators = [Creator::Trusted, Creator::Masked];
     for (run, creator) in corpus.runs.iter().flat_map(|run| creators.map(|c| (run, c))) {
         let theirs = || programs::ask(&KernelEngine { kernel, creator }, corpus, run, style);
-        let ours = || programs::ask(&Interpreter { creator }, corpus, run, style);
-        let (theirs, ours) = on_cpu_0(|| (theirs(), ours()))?;
+        let theirs = on_cpu_0(theirs)?;
         done += theirs.len();
-        // A program that one side cannot load has fewer answers there.
-        for i in 0..theirs.len().max(ours.len()) {
-            let (theirs, ours) = (theirs.get(i), ours.get(i));
-            if theirs != ours {
-                let text = |qa: Option<&QA>| qa.map_or("nothing".into(), ToString::to_string);
-                let question = format!("{} {} ({creator})", run.object, run.program);
-                let (kernel, ours) = (text(theirs), text(ours));
-                mismatches.push(ProgramMismatch { question, kernel, ours });
+        for engine in OurEngine::all(creator) {
+            let ours = on_cpu_0(|| programs::ask(&engine, corpus, run, style))?;
+            // A program that one side cannot load has fewer answers there.
+            for i in 0..theirs.len().max(ours.len()) {
+                let (theirs, ours) = (theirs.get(i), ours.get(i));
+                if theirs != ours {
+                    let text = |qa: Option<&QA>| qa.map_or("nothing".into(), ToString::to_string);
+                    let engine = engine.engine;
+                    let question = format!("{} {} ({creator}, {engine})", run.object, run.program);
+                    let (kernel, ours) = (text(theirs), text(ours));
+                    mismatches.push(ProgramMismatch { question, kernel, ours });
+                }
             }
         }
     }
@@ -236,12 +239,13 @@ pub fn timers_without_users(kernel: Kernel, corpus: &Corpus) -> Result<(), Error
         for input in &run.inputs {
             let theirs = KernelEngine { kernel, creator }.load(object, program);
             let theirs = ask(theirs, input, KernelProgram::close_maps);
-            let ours = Interpreter { creator }.load(object, program);
-            let ours = ask(ours, input, OurProgram::close_maps);
-            if theirs != ours || theirs.len() != 2 {
-                let question = format!("{program} {}", input.name);
-                let (kernel, ours) = (theirs.join(", "), ours.join(", "));
-                mismatches.push(ProgramMismatch { question, kernel, ours });
+            for engine in OurEngine::all(creator) {
+                let ours = ask(engine.load(object, program), input, OurProgram::close_maps);
+                if theirs != ours || theirs.len() != 2 {
+                    let question = format!("{program} {} ({})", input.name, engine.engine);
+                    let (kernel, ours) = (theirs.join(", "), ours.join(", "));
+                    mismatches.push(ProgramMismatch { question, kernel, ours });
+                }
             }
         }
     }
@@ -257,10 +261,13 @@ pub fn random_programs(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Res
     for seed in seed..seed + count {
         let program = (kind.random)(seed);
         let theirs = || run_assembled(&KernelEngine { kernel, creator }, &program);
-        let ours = || run_assembled(&Interpreter { creator }, &program);
-        let (theirs, ours) = on_cpu_0(|| (theirs(), ours()))?;
-        let listing = || Disasm::new(&program.insns).map(|line| line.to_string()).collect();
-        same(seed, listing, &theirs, &ours)?;
+        let theirs = on_cpu_0(theirs)?;
+        for engine in OurEngine::all(creator) {
+            let ours = on_cpu_0(|| run_assembled(&engine, &program))?;
+            let lines = || Disasm::new(&program.insns).map(|line| line.to_string());
+            let listing = || lines().chain([format!("in the {}", engine.engine)]).collect();
+            same(seed, listing, &theirs, &ours)?;
+        }
     }
     Ok(())
 }

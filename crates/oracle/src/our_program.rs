@@ -1,4 +1,4 @@
-//! Programs in our interpreter.
+//! Programs in our engines.
 
 use bpfarray::{Map, Object};
 use bpfarray_core::map::Kind;
@@ -8,9 +8,10 @@ use crate::inputs::Input;
 use crate::programs::{self, Assembled, Contents, Engine, Outcome};
 use crate::request::Creator;
 
-/// Our interpreter, and who creates the maps of programs in it.
+/// One of our engines, and who creates the maps of programs in it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Interpreter {
+pub(crate) struct OurEngine {
+    pub(crate) engine: bpfarray_vm::Engine,
     pub(crate) creator: Creator,
 }
 
@@ -20,14 +21,32 @@ pub(crate) struct OurProgram {
     maps: Vec<(String, Map)>,
 }
 
-impl Engine for Interpreter {
+impl OurEngine {
+    fn options(self) -> LoadOptions {
+        let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
+        LoadOptions { bypass_spec_v1, engine: self.engine, ..LoadOptions::default() }
+    }
+
+    /// Takes no program that another engine would run.
+    fn check(self, program: Program) -> Result<Program, String> {
+        let engine = program.engine();
+        if engine == self.engine { Ok(program) } else { Err(format!("it is in the {engine}")) }
+    }
+
+    /// All that there are here.
+    pub(crate) fn all(creator: Creator) -> impl Iterator<Item = Self> {
+        let engines = [bpfarray_vm::Engine::Interp, bpfarray_vm::Engine::Jit];
+        let available = engines.into_iter().filter(|engine| engine.is_available());
+        available.map(move |engine| Self { engine, creator })
+    }
+}
+
+impl Engine for OurEngine {
     type Program = OurProgram;
 
     fn load(&self, object: &elf::Object, program: &str) -> Result<OurProgram, String> {
-        let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
-        let options = LoadOptions { bypass_spec_v1, ..LoadOptions::default() };
-        let loaded = object.clone().load(&options).map_err(|e| e.to_string())?;
-        let program = loaded.program(program).map_err(|e| e.to_string())?;
+        let loaded = object.clone().load(&self.options()).map_err(|e| e.to_string())?;
+        let program = self.check(loaded.program(program).map_err(|e| e.to_string())?)?;
         // They keep the programs in PROG_ARRAYs.
         let maps = loaded.maps().map(|(spec, map)| (spec.name.clone(), map.clone())).collect();
         Ok(OurProgram { program, maps })
@@ -47,8 +66,9 @@ impl Engine for Interpreter {
             }
             maps.push(map);
         }
-        let program = Program::from_insns(assembled.prog_type, &assembled.insns, &maps);
-        let program = program.map_err(|e| e.to_string())?;
+        let (prog_type, insns) = (assembled.prog_type, &assembled.insns);
+        let program = Program::with_options(prog_type, insns, &maps, &self.options());
+        let program = self.check(program.map_err(|e| e.to_string())?)?;
         let maps = maps.into_iter().enumerate().map(|(i, map)| (i.to_string(), map)).collect();
         Ok(OurProgram { program, maps })
     }

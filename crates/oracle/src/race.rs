@@ -1,5 +1,7 @@
 //! One program of an object, loaded here and into the live kernel, to be timed side by side.
 
+use std::time::{Duration, Instant};
+
 use bpfarray_vm::elf::Object;
 use bpfarray_vm::{Context, LoadOptions, Loaded, Program};
 
@@ -15,27 +17,31 @@ pub struct Race {
     context: Context,
     packet: Vec<u8>,
     kernel: Option<KernelProgram>,
+    load_time: Duration,
 }
 
 impl Race {
-    /// Loads a program that takes packets, into the kernel too where there is one.
+    /// Loads a program that takes packets into an engine, and into the kernel too where there is one.
     ///
     /// # Errors
     /// Why one of the sides cannot load it.
     pub fn new(
+        engine: bpfarray_vm::Engine,
         kernel: Option<Kernel>,
         object: &Object,
         program: &str,
         packet: &[u8],
     ) -> Result<Self, String> {
         let creator = Creator::Trusted;
-        let options = LoadOptions { bypass_spec_v1: true, ..LoadOptions::default() };
+        let options = LoadOptions { bypass_spec_v1: true, engine, ..LoadOptions::default() };
         let loaded = object.clone().load(&options).map_err(|e| e.to_string())?;
         let ours = loaded.program(program).map_err(|e| e.to_string())?;
         let context = Context::new(ours.prog_type(), packet, None).map_err(|e| e.to_string())?;
         let load = |kernel| KernelEngine { kernel, creator }.load(object, program);
+        let start = Instant::now();
         let kernel = kernel.map(load).transpose()?;
-        Ok(Self { loaded, program: ours, context, packet: packet.to_vec(), kernel })
+        let load_time = start.elapsed();
+        Ok(Self { load_time, loaded, program: ours, context, packet: packet.to_vec(), kernel })
     }
 
     /// Writes an element of a map on both sides: the same value for each CPU where there are several.
@@ -47,6 +53,11 @@ impl Race {
         let value = value.repeat(ours.user_size() as usize / value.len().max(1));
         ours.update_elem(index, &value, 0).map_err(|e| e.to_string())?;
         self.kernel.as_ref().map_or(Ok(()), |kernel| kernel.update(map, index, &value))
+    }
+
+    /// How long it took to load the program, with its maps, into the kernel.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
     }
 
     /// Runs the program here, a number of times.

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use bpfarray_vm::Engine;
+
 use crate::corpus::Corpus;
 use crate::create::MapCreate;
 use crate::gen_lookup::Question;
 use crate::kernel::Unavailable;
 use crate::ops::{Case, Output, Step, to_text};
-use crate::our_program::Interpreter;
+use crate::our_program::OurEngine;
 use crate::ours::{self, OurSide};
 use crate::programs::{self, QA, Style, on_cpu_0};
 use crate::record::{case_answer, case_question};
@@ -17,7 +19,9 @@ use crate::vectors::{Fact, Vectors};
 use crate::{corpus, gen_lookup, possible_cpus};
 
 /// What runs programs, with maps like those that the kernel was asked about.
-const ENGINE: Interpreter = Interpreter { creator: Creator::Trusted };
+const fn with(engine: Engine) -> OurEngine {
+    OurEngine { engine, creator: Creator::Trusted }
+}
 
 /// Why a replay ended.
 #[derive(Debug, thiserror::Error)]
@@ -201,7 +205,7 @@ pub fn lookups(vectors: &Vectors) -> Result<Summary, Error> {
 ///
 /// # Errors
 /// The first difference, or more or fewer answers than recorded.
-pub fn programs(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
+pub fn programs(vectors: &Vectors, corpus: &Corpus, engine: Engine) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let style = Style { cpus: vectors.possible_cpus, brief: true };
     let mut facts = vectors.facts.iter();
@@ -211,7 +215,7 @@ pub fn programs(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
         });
         let here = possible_cpus() >= vectors.possible_cpus;
         let reason = (has_percpu && !here).then_some(Reason::Cpus);
-        for qa in on_cpu_0(|| programs::ask(&ENGINE, corpus, run, style))? {
+        for qa in on_cpu_0(|| programs::ask(&with(engine), corpus, run, style))? {
             let fact = facts.next().ok_or_else(|| Error::Unrecorded(qa.question.clone()))?;
             summary.count(reason, || fact.expect_qa(qa))?;
         }
@@ -227,7 +231,7 @@ pub fn programs(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
 ///
 /// # Errors
 /// The first difference, or a line that is not understood.
-pub fn random_programs(vectors: &Vectors) -> Result<Summary, Error> {
+pub fn random_programs(vectors: &Vectors, engine: Engine) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let style = Style { cpus: vectors.possible_cpus, brief: true };
     for fact in &vectors.facts {
@@ -239,7 +243,7 @@ pub fn random_programs(vectors: &Vectors) -> Result<Summary, Error> {
         })?;
         let missing = kind.name == "helpers" && possible_cpus() < vectors.possible_cpus;
         summary.count(missing.then_some(Reason::Cpus), || {
-            let ask = || programs::ask_random(&ENGINE, kind, seed, style);
+            let ask = || programs::ask_random(&with(engine), kind, seed, style);
             fact.expect_qa(on_cpu_0(ask)?)
         })?;
     }

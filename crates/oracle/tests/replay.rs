@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use bpfarray_vm::Engine;
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::corpus::Corpus;
 use oracle::programs::on_cpu_0;
@@ -20,7 +21,7 @@ struct Replay {
     on_cpu_0: bool,
 }
 
-const REPLAYS: [Replay; 7] = [
+const REPLAYS: [Replay; 9] = [
     Replay {
         test: "creations_are_accepted_and_refused_as_recorded",
         file: CREATIONS,
@@ -57,16 +58,30 @@ const REPLAYS: [Replay; 7] = [
         on_cpu_0: false,
     },
     Replay {
-        test: "compiled_programs_give_the_recorded_results",
+        test: "compiled_programs_give_the_recorded_results_in_the_interpreter",
         file: PROGRAMS,
-        run: |vectors| replay::programs(vectors, &Corpus::read()?),
+        run: |vectors| replay::programs(vectors, &Corpus::read()?, Engine::Interp),
         at_least: 2_000,
         on_cpu_0: true,
     },
     Replay {
-        test: "random_programs_give_the_recorded_results",
+        test: "compiled_programs_give_the_recorded_results_in_the_fastest_engine",
+        file: PROGRAMS,
+        run: |vectors| replay::programs(vectors, &Corpus::read()?, Engine::default()),
+        at_least: 2_000,
+        on_cpu_0: true,
+    },
+    Replay {
+        test: "random_programs_give_the_recorded_results_in_the_interpreter",
         file: RANDOM_PROGRAMS,
-        run: replay::random_programs,
+        run: |vectors| replay::random_programs(vectors, Engine::Interp),
+        at_least: 1_000,
+        on_cpu_0: true,
+    },
+    Replay {
+        test: "random_programs_give_the_recorded_results_in_the_fastest_engine",
+        file: RANDOM_PROGRAMS,
+        run: |vectors| replay::random_programs(vectors, Engine::default()),
         at_least: 1_000,
         on_cpu_0: true,
     },

@@ -17,14 +17,23 @@
 //! [`Loaded::program`] (verification, translation). A program runs on any number of threads at once;
 //! whatever it does wrong ends the run with a [`Fault`] that names the instruction.
 
+// What only generated code needs.
+#![cfg_attr(not(feature = "jit"), allow(dead_code, unused_imports))]
+
 pub mod context;
 mod core_reloc;
 mod digest;
 pub mod elf;
+mod engine;
 pub mod fault;
 pub mod helper;
 mod interp;
 mod iter;
+#[cfg(feature = "jit")]
+mod jit;
+#[cfg(not(feature = "jit"))]
+#[path = "no_jit.rs"]
+mod jit;
 mod loaded;
 pub mod prog_type;
 mod program;
@@ -34,6 +43,7 @@ mod xlate;
 
 pub use context::Context;
 pub use elf::{LoadError, Object};
+pub use engine::{Accesses, Engine};
 pub use fault::Fault;
 pub use helper::HelperSet;
 pub use interp::DEFAULT_FUEL;

@@ -9,6 +9,7 @@ use bpfarray_core::map::prog_array::Owner;
 use bpfarray_core::map::{FreezeError, UpdateError};
 
 use crate::elf::{MapSpec, Object, ProgramSpec, Slot};
+use crate::engine::Engine;
 use crate::helper::HelperSet;
 use crate::program::{Program, ProgramError, Source, owner};
 
@@ -19,6 +20,8 @@ pub struct LoadOptions {
     pub helpers: HelperSet,
     /// Trust every program that will use the maps, so that lookups need no masking against Spectre v1.
     pub bypass_spec_v1: bool,
+    /// What executes the programs.
+    pub engine: Engine,
 }
 
 /// Why the maps of an object cannot be made.
@@ -82,6 +85,7 @@ pub struct Loaded {
     object: Object,
     maps: Vec<Map>,
     helpers: Arc<HelperSet>,
+    engine: Engine,
     /// Made when they are asked for.
     programs: Vec<OnceLock<Result<Program, ProgramError>>>,
 }
@@ -110,7 +114,8 @@ impl Object {
         let maps = self.maps().iter().map(create).collect::<Result<_, _>>()?;
         let programs = self.programs().iter().map(|_| OnceLock::new()).collect();
         let helpers = Arc::new(options.helpers.clone());
-        let loaded = Loaded { object: self, maps, helpers, programs };
+        let engine = options.engine;
+        let loaded = Loaded { object: self, maps, helpers, engine, programs };
         loaded.fill_slots()?;
         Ok(loaded)
     }
@@ -193,7 +198,8 @@ impl Loaded {
         let xdp_has_frags = spec.def.is_some_and(|def| def.xdp_has_frags);
         let owner = Owner { xdp_has_frags, ..owner(prog_type, attach_type) };
         let source = Source { name: &spec.name, code: spec.code()?, btf: self.object.btf() };
-        Program::build(source, owner, self.maps.iter().map(Map::to_ref).collect(), &self.helpers)
+        let maps = self.maps.iter().map(Map::to_ref).collect();
+        Program::build(source, owner, maps, &self.helpers, self.engine)
     }
 
     /// Puts into slots what the object says they hold in the beginning.

@@ -13,11 +13,14 @@ use bpfarray_core::map::prog_array::{Owner, OwnerError};
 use crate::context::Context;
 use crate::digest::digest;
 use crate::elf::{LoadError, ProgramCode};
+use crate::engine::{Accesses, Engine};
 use crate::fault::Fault;
 use crate::helper::HelperSet;
-use crate::interp::{Code, Environment as RunEnvironment, Running, run};
+use crate::interp::{Code, Environment as RunEnvironment, Executable, run};
+use crate::jit;
+use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
-use crate::verify::{Environment, VerifyError, verify};
+use crate::verify::{Environment, Safety, VerifyError, verify};
 use crate::xlate::{XlateError, Xlated, xlate};
 
 /// Why there is no program.
@@ -150,8 +153,7 @@ struct Inner {
     owner: Owner,
     maps: Vec<MapRef>,
     xlated: Xlated,
-    code: Code,
-    environment: RunEnvironment,
+    executable: Arc<Executable>,
     /// For each instruction, as loaded, its source line.
     lines: Vec<(usize, SourceLine)>,
 }
@@ -185,14 +187,33 @@ impl Program {
     ) -> Result<Self, ProgramError> {
         let code = ProgramCode { insns: insns.to_vec(), ..ProgramCode::default() };
         let maps = maps.iter().map(Map::to_ref).collect();
-        Self::build(Source { name: "", code: &code, btf: None }, owner(prog_type, 0), maps, helpers)
+        let source = Source { name: "", code: &code, btf: None };
+        Self::build(source, owner(prog_type, 0), maps, helpers, Engine::default())
+    }
+
+    /// As [`Program::from_insns`], with the helpers and the engine of these options.
+    ///
+    /// # Errors
+    /// [`ProgramError::Verify`], [`ProgramError::Xlate`].
+    pub fn with_options(
+        prog_type: ProgType,
+        insns: &[Insn],
+        maps: &[Map],
+        options: &LoadOptions,
+    ) -> Result<Self, ProgramError> {
+        let code = ProgramCode { insns: insns.to_vec(), ..ProgramCode::default() };
+        let maps = maps.iter().map(Map::to_ref).collect();
+        let source = Source { name: "", code: &code, btf: None };
+        let helpers = Arc::new(options.helpers.clone());
+        Self::build(source, owner(prog_type, 0), maps, &helpers, options.engine)
     }
 
     pub(crate) fn build(
         source: Source<'_>,
-        owner: Owner,
+        mut owner: Owner,
         maps: Vec<MapRef>,
         helpers: &Arc<HelperSet>,
+        engine: Engine,
     ) -> Result<Self, ProgramError> {
         static LAST_ID: AtomicU32 = AtomicU32::new(0);
         let Source { name, code, btf } = source;
@@ -209,20 +230,21 @@ impl Program {
             let (program, map) = (program(), map.name().to_owned());
             return Err(ProgramError::Exclusive { program, map });
         }
+        let xlated = xlate(&verified, &maps)
+            .map_err(|error| ProgramError::Xlate { program: program(), error })?;
+        let environment = RunEnvironment::new(name, &maps, helpers);
+        let executable = Arc::new(executable(&xlated, &maps, environment, engine));
+        owner.jited = executable.engine() == Engine::Jit;
         claim_prog_arrays(&code.insns, &maps, &owner).map_err(|(map, error)| {
             ProgramError::Owner { program: program(), map: map.name().to_owned(), error }
         })?;
-        let xlated = xlate(&verified, &maps)
-            .map_err(|error| ProgramError::Xlate { program: program(), error })?;
-        let code = Code::new(&xlated.link(&maps));
-        let environment = RunEnvironment::new(name, &maps, helpers);
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let name = name.to_owned();
-        Ok(Self(Arc::new(Inner { id, name, hash, owner, maps, xlated, code, environment, lines })))
+        Ok(Self(Arc::new(Inner { id, name, hash, owner, maps, xlated, executable, lines })))
     }
 
-    pub(crate) fn running(&self) -> Running<'_> {
-        Running { code: &self.0.code, environment: &self.0.environment, program: Some(self) }
+    pub(crate) fn executable(&self) -> &Arc<Executable> {
+        &self.0.executable
     }
 
     /// The program's name; empty for one made from instructions.
@@ -266,6 +288,35 @@ impl Program {
         self.0.xlated.dump(&self.0.maps)
     }
 
+    /// What executes the program: what was asked for, or the interpreter where no machine code could be made.
+    pub fn engine(&self) -> Engine {
+        self.0.executable.engine()
+    }
+
+    /// The program's machine code; `None` in the interpreter.
+    ///
+    /// # Kernel
+    /// `jited_prog_insns` of `struct bpf_prog_info`
+    #[doc(alias = "jited_prog_insns")]
+    pub fn jited(&self) -> Option<&[u8]> {
+        self.0.executable.compiled.as_deref().map(|compiled| compiled.bytes())
+    }
+
+    /// The machine code as text, function by function; `None` in the interpreter.
+    pub fn disassemble(&self) -> Option<String> {
+        let executable = &self.0.executable;
+        executable.compiled.as_ref()?;
+        let proven = |at| self.0.xlated.safety(at) == Safety::Proven;
+        let insns = self.0.xlated.link(&self.0.maps);
+        jit::disassemble(&insns, &executable.code, &executable.environment, &proven)
+    }
+
+    /// How many loads, stores and atomic operations the machine code has that need no check; and that have one. `None`
+    /// in the interpreter, which checks all of them.
+    pub fn accesses(&self) -> Option<Accesses> {
+        self.0.executable.compiled.as_deref().map(|compiled| compiled.accesses())
+    }
+
     /// The source line that instruction `insn` of [`Program::xlated`] comes from.
     pub fn source_line(&self, insn: usize) -> Option<&SourceLine> {
         line_of(&self.0.lines, self.0.xlated.origin(insn))
@@ -275,15 +326,16 @@ impl Program {
     #[must_use]
     pub fn with_fuel(mut self, fuel: u64) -> Self {
         let inner = Arc::make_mut(&mut self.0);
-        inner.environment = inner.environment.clone().with_fuel(fuel);
+        let executable = Arc::make_mut(&mut inner.executable);
+        executable.environment = executable.environment.clone().with_fuel(fuel);
         self
     }
 
     /// The same program, which may touch the values of one more map, whose address it is given.
     pub(crate) fn with_map(mut self, map: MapRef) -> Self {
         let inner = Arc::make_mut(&mut self.0);
-        inner.maps.push(map);
-        inner.environment = inner.environment.clone().with_maps(&inner.maps);
+        inner.maps.push(map.clone());
+        inner.executable = Arc::new(inner.executable.with_map(map));
         self
     }
 
@@ -302,7 +354,7 @@ impl Program {
     /// `bpf_prog_run`
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
-        let r0 = run(self.running(), context)?;
+        let r0 = run(&self.0.executable, context)?;
         Ok(Outcome { r0 })
     }
 }
@@ -315,6 +367,23 @@ impl ProgramObject for Program {
     fn owner(&self) -> Owner {
         self.0.owner
     }
+}
+
+/// The program in the form that the engine wants.
+fn executable(
+    xlated: &Xlated,
+    maps: &[MapRef],
+    environment: RunEnvironment,
+    engine: Engine,
+) -> Executable {
+    let insns = xlated.link(maps);
+    let code = Code::new(&insns);
+    let proven = |at| xlated.safety(at) == Safety::Proven;
+    let compiled = match engine {
+        Engine::Interp => None,
+        Engine::Jit => jit::compile(&insns, &code, &environment, &proven).map(Arc::new),
+    };
+    Executable { code, compiled, environment }
 }
 
 /// What a program is made from.

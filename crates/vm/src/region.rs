@@ -1,6 +1,10 @@
 //! The memory of maps that a program may touch, found by address.
 
+use std::mem::offset_of;
+
 use bpfarray::{Lane, MapRef, Memory, possible_cpus, window_base};
+use bpfarray_core::VALUE_OFFSET;
+use bpfarray_core::map::Kind;
 
 use crate::fault::AccessReason;
 
@@ -15,6 +19,49 @@ struct Region {
     writable: bool,
     /// The map, if values have special fields.
     fields_of: Option<MapRef>,
+}
+
+/// Where an access was: what generated code tries before it asks for the next one. An access is in the
+/// memory if it begins `len` bytes behind `start` at most, and in a value if `mask` of that and the
+/// size of the access are `room` together at most.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Hit {
+    start: u64,
+    len: u64,
+    mask: u64,
+    room: u64,
+}
+
+impl Hit {
+    /// No access was anywhere.
+    pub(crate) const NOWHERE: Self = Self { start: 0, len: 0, mask: 0, room: 0 };
+
+    /// All of it.
+    pub(crate) const fn numbers(self) -> [u64; 4] {
+        [self.start, self.len, self.mask, self.room]
+    }
+
+    /// Where the fields are.
+    pub(crate) const START: usize = offset_of!(Self, start);
+    pub(crate) const LEN: usize = offset_of!(Self, len);
+    pub(crate) const MASK: usize = offset_of!(Self, mask);
+    pub(crate) const ROOM: usize = offset_of!(Self, room);
+}
+
+/// What programs may do with the values of a PERCPU_ARRAY.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PercpuValue {
+    size: u32,
+    readable: bool,
+    writable: bool,
+}
+
+impl PercpuValue {
+    /// Whether bytes from `off` on can be accessed.
+    pub(crate) fn allows(self, off: i64, size: u32, write: bool) -> bool {
+        let inside = off >= 0 && off <= i64::from(self.size) - i64::from(size);
+        inside && if write { self.writable } else { self.readable }
+    }
 }
 
 /// Ranges of addresses, ascending. Those of maps never overlap.
@@ -48,6 +95,11 @@ impl Regions {
         let outer = maps.iter().filter(|map| map.inner_template().is_some()).cloned().collect();
         let windows = (0..possible_cpus()).map_while(|cpu| window_base(cpu).ok()).collect();
         Self { ranges, maps, outer, windows }
+    }
+
+    /// The program's own maps, ascending by address.
+    pub(crate) fn maps(&self) -> &[MapRef] {
+        &self.maps
     }
 
     /// The map that programs know by this address.
@@ -84,6 +136,25 @@ impl Regions {
     #[inline]
     pub(crate) fn ranges(&self) -> &Ranges {
         &self.ranges
+    }
+
+    /// What may be done with the values to which all entries from `first` to `last` of a table of pointers lead,
+    /// if it is one of a PERCPU_ARRAY.
+    pub(crate) fn percpu_value(&self, first: u64, last: u64) -> Option<PercpuValue> {
+        let at = self.maps.partition_point(|map| map.addr() <= first).checked_sub(1)?;
+        let map = self.maps.get(at).filter(|map| map.layout().kind() == Kind::PercpuArray)?;
+        let table = map.addr() + u64::from(VALUE_OFFSET);
+        let len = 8 * u64::from(map.max_entries());
+        let inside = |addr: u64| {
+            addr.checked_sub(table).is_some_and(|off| off < len && off.is_multiple_of(8))
+        };
+        let values = map.regions().into_iter().next_back()?;
+        let values = Some(values).filter(|values| values.fields_of.is_none())?;
+        (inside(first) && inside(last)).then_some(PercpuValue {
+            size: values.value_size,
+            readable: values.readable,
+            writable: values.writable,
+        })
     }
 
     /// What the per-CPU move adds on a CPU.
@@ -130,6 +201,39 @@ impl Ranges {
             }
         };
         Ok((&region.memory, region.check(addr, size as u64, write)?))
+    }
+
+    /// Whether a value of some bytes can be accessed at each of the addresses from `first` to `last` that are a
+    /// multiple of `stride` apart.
+    pub(crate) fn allow(&self, first: u64, last: u64, stride: u64, size: u64, write: bool) -> bool {
+        let at = self.0.partition_point(|region| region.start <= first).checked_sub(1);
+        let Some(region) = at.and_then(|at| self.0.get(at)).filter(|at| at.contains(first)) else {
+            return false;
+        };
+        if !region.contains(last) || region.check(first, size, write).is_err() {
+            return false;
+        }
+        let elem = |addr: u64| (addr - region.start) / region.elem_size;
+        // Between the two there may be a field that nobody may touch.
+        let is_plain = first == last || region.fields_of.is_none();
+        stride.is_multiple_of(region.elem_size)
+            || is_plain && elem(first) == elem(last) && region.check(last, size, write).is_ok()
+    }
+
+    /// The numbers by which an access in the same memory as `addr` can be judged, if they are of the simple
+    /// kind, for accesses of this direction.
+    pub(crate) fn hit(&self, addr: u64, write: bool) -> Option<Hit> {
+        let at = self.0.partition_point(|region| region.start <= addr).checked_sub(1)?;
+        let region = self.0.get(at).filter(|region| region.contains(addr))?;
+        let allowed = region.readable && (region.writable || !write) && region.fields_of.is_none();
+        let len = region.memory.len() as u64;
+        let single = len <= region.elem_size;
+        (allowed && (single || region.elem_size.is_power_of_two())).then_some(Hit {
+            start: region.start,
+            len,
+            mask: if single { u64::MAX } else { region.elem_size - 1 },
+            room: region.value_size,
+        })
     }
 }
 

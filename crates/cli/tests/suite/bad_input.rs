@@ -12,9 +12,13 @@ fn files_that_are_no_objects_are_named() {
     assert_eq!(error("run examples"), "examples: Is a directory");
     let empty = temporary("empty.bpf.o", &[]);
     assert_eq!(error(&format!("map show {empty}")), format!("{empty}: not an ELF file"));
-    let foreign = env!("CARGO_BIN_EXE_bpfarray");
-    assert!(
-        error(&format!("prog show {foreign}")).starts_with(&format!("{foreign}: not a BPF object"))
+    let mut foreign = file(OBJECT);
+    // The machine's number: x86-64.
+    foreign[18..20].copy_from_slice(&[62, 0]);
+    let foreign = temporary("foreign.bpf.o", &foreign);
+    assert_eq!(
+        error(&format!("prog show {foreign}")),
+        format!("{foreign}: not a BPF object: it is for another machine")
     );
 }
 

@@ -1,5 +1,6 @@
 //! The memory of a context: its native structure on the first pages, its packet behind.
 
+use std::mem::offset_of;
 use std::ops::Range;
 
 use bpfarray::Memory;
@@ -15,6 +16,8 @@ pub(super) const EVERYTHING: &[Range<usize>] = std::slice::from_ref(&(0..usize::
 #[derive(Debug)]
 pub(crate) struct Buffer {
     memory: Memory,
+    /// Its address.
+    base: u64,
     ctx_len: usize,
     /// Parts of the native structure that may be written.
     writable: &'static [Range<usize>],
@@ -25,6 +28,10 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    pub(super) const BASE: usize = offset_of!(Self, base);
+    pub(super) const PACKET_START: usize = offset_of!(Self, packet.start);
+    pub(super) const PACKET_END: usize = offset_of!(Self, packet.end);
+
     /// Memory for a structure of `ctx_len` bytes and for `packet_len` bytes from [`Buffer::packet_start`] on.
     pub(super) fn new(
         ctx_len: usize,
@@ -33,7 +40,8 @@ impl Buffer {
         fields: &'static [Field],
     ) -> Result<Self, Errno> {
         let memory = Memory::anonymous(Self::packet_start(ctx_len) + packet_len)?;
-        Ok(Self { memory, ctx_len, writable, fields, packet: 0..0 })
+        let base = memory.addr();
+        Ok(Self { memory, base, ctx_len, writable, fields, packet: 0..0 })
     }
 
     /// The first page boundary behind a structure of `ctx_len` bytes.
@@ -43,7 +51,7 @@ impl Buffer {
 
     /// Address of the native structure: what the program gets in r1.
     pub(crate) fn ctx_addr(&self) -> u64 {
-        self.memory.addr()
+        self.base
     }
 
     pub(super) fn ctx_len(&self) -> usize {
@@ -68,7 +76,7 @@ impl Buffer {
         size: usize,
         write: bool,
     ) -> Option<Result<usize, AccessReason>> {
-        let at = usize::try_from(addr.checked_sub(self.memory.addr())?).ok()?;
+        let at = usize::try_from(addr.checked_sub(self.base)?).ok()?;
         if at >= self.packet.start && at < self.packet.end {
             let inside = size <= self.packet.end - at;
             return Some(if inside { Ok(at) } else { Err(AccessReason::Packet) });

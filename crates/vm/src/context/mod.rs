@@ -6,6 +6,8 @@ mod iter;
 mod skb;
 mod xdp;
 
+use std::mem::offset_of;
+
 use bpfarray_core::Errno;
 
 pub(crate) use buffer::Buffer;
@@ -109,6 +111,11 @@ impl ContextError {
 }
 
 impl Context {
+    /// Where generated code finds the buffer's address and the packet in it.
+    pub(crate) const BASE: usize = offset_of!(Self, buffer) + Buffer::BASE;
+    pub(crate) const PACKET_START: usize = offset_of!(Self, buffer) + Buffer::PACKET_START;
+    pub(crate) const PACKET_END: usize = offset_of!(Self, buffer) + Buffer::PACKET_END;
+
     /// The context that `BPF_PROG_TEST_RUN` makes for a program of this type from a packet and a context
     /// structure, either of which may be missing.
     ///

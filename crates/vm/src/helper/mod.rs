@@ -10,8 +10,27 @@ mod seq;
 mod skb;
 mod string;
 mod system;
+// The same tests for each engine.
 #[cfg(test)]
-mod tests;
+#[path = "."]
+mod engines {
+    #[path = "."]
+    mod interp {
+        use crate::interp::tests as cases;
+        #[allow(clippy::duplicate_mod)]
+        #[path = "tests/mod.rs"]
+        mod tests;
+    }
+
+    #[cfg(feature = "jit")]
+    #[path = "."]
+    mod jit {
+        use crate::interp::jit_tests as cases;
+        #[allow(clippy::duplicate_mod)]
+        #[path = "tests/mod.rs"]
+        mod tests;
+    }
+}
 mod trace;
 mod xdp;
 
@@ -21,6 +40,7 @@ use std::sync::Arc;
 
 use bpfarray_core::helper_id;
 
+use crate::fault::FaultKind;
 pub use crate::fault::HelperError;
 pub use crate::interp::Machine;
 
@@ -33,8 +53,11 @@ type Trace = dyn Fn(&str) + Send + Sync;
 /// A function a program can call.
 #[derive(Clone)]
 pub struct Helper {
+    id: u32,
     name: Arc<str>,
     function: Arc<Function>,
+    /// From how many registers it takes arguments.
+    args: u8,
 }
 
 impl Helper {
@@ -43,12 +66,15 @@ impl Helper {
         &self.name
     }
 
-    pub(crate) fn call(
-        &self,
-        machine: &mut Machine<'_>,
-        args: [u64; 5],
-    ) -> Result<u64, HelperError> {
-        (self.function)(machine, args)
+    /// From how many registers, beginning with r1, it takes arguments.
+    pub(crate) fn args(&self) -> usize {
+        self.args.into()
+    }
+
+    /// Runs the helper for a program that may call it now.
+    pub(crate) fn call(&self, machine: &mut Machine<'_>, args: [u64; 5]) -> Result<u64, FaultKind> {
+        machine.check_helper(self.id, &self.name)?;
+        (self.function)(machine, args).map_err(|error| FaultKind::helper(&self.name, &args, error))
     }
 }
 
@@ -95,7 +121,8 @@ impl HelperSet {
         ];
         for &(id, function) in tables.into_iter().flatten() {
             if let Some(name) = helper_id::name(id) {
-                set.register(id, name, function);
+                let (name, function) = (name.into(), Arc::new(function));
+                set.helpers.insert(id, Helper { id, name, function, args: args(id) });
             }
         }
         set
@@ -119,7 +146,8 @@ impl HelperSet {
         + Sync
         + 'static,
     ) {
-        self.helpers.insert(id, Helper { name: name.into(), function: Arc::new(function) });
+        self.helpers
+            .insert(id, Helper { id, name: name.into(), function: Arc::new(function), args: 5 });
     }
 
     /// Whether programs can call a helper of this number.
@@ -144,6 +172,24 @@ impl HelperSet {
 
     pub(crate) fn trace(&self, text: &str) {
         (self.trace)(text);
+    }
+}
+
+/// How many arguments a helper of Linux takes, where it is worth to know that it takes few.
+const fn args(id: u32) -> u8 {
+    match id {
+        helper_id::KTIME_GET_NS
+        | helper_id::KTIME_GET_BOOT_NS
+        | helper_id::KTIME_GET_COARSE_NS
+        | helper_id::KTIME_GET_TAI_NS
+        | helper_id::JIFFIES64
+        | helper_id::GET_PRANDOM_U32
+        | helper_id::GET_SMP_PROCESSOR_ID
+        | helper_id::GET_CURRENT_PID_TGID => 0,
+        helper_id::MAP_LOOKUP_ELEM | helper_id::MAP_DELETE_ELEM => 2,
+        helper_id::MAP_LOOKUP_PERCPU_ELEM => 3,
+        helper_id::MAP_UPDATE_ELEM => 4,
+        _ => 5,
     }
 }
 

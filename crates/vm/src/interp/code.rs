@@ -9,7 +9,7 @@ use bpfarray_core::insn::{ADDR_PERCPU, Insn, X, alu, atomic, class, jmp, mode, p
 /// What the main loop executes. `K` takes the immediate as its second operand, `X` a register.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 #[rustfmt::skip]
-pub(super) enum OpCode {
+pub(crate) enum OpCode {
     Add64K, Add64X, Add32K, Add32X, Sub64K, Sub64X, Sub32K, Sub32X,
     Mul64K, Mul64X, Mul32K, Mul32X, Div64K, Div64X, Div32K, Div32X,
     Sdiv64K, Sdiv64X, Sdiv32K, Sdiv32X, Mod64K, Mod64X, Mod32K, Mod32X,
@@ -38,38 +38,50 @@ pub(super) enum OpCode {
 
 /// A register number below 16, which indexes a register file of 16 without a check.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) struct Slot(u8);
+pub(crate) struct Slot(u8);
 
 impl Slot {
     #[inline(always)]
-    pub(super) const fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         (self.0 & 0xf) as usize
     }
 }
 
 /// One operation.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) struct Op {
+pub(crate) struct Op {
     /// Immediate, sign-extended; for calls the helper's id.
-    pub(super) imm: u64,
+    pub(crate) imm: u64,
     /// Offset of a memory access, sign-extended.
-    pub(super) off: i16,
-    pub(super) code: OpCode,
+    pub(crate) off: i16,
+    pub(crate) code: OpCode,
     /// Destination register in the low, source register in the high half.
     regs: u8,
     /// Index of the instruction that a jump or call goes to.
-    pub(super) target: u32,
+    pub(crate) target: u32,
 }
 
 impl Op {
     #[inline(always)]
-    pub(super) const fn dst(&self) -> Slot {
+    pub(crate) const fn dst(&self) -> Slot {
         Slot(self.regs & 0xf)
     }
 
     #[inline(always)]
-    pub(super) const fn src(&self) -> Slot {
+    pub(crate) const fn src(&self) -> Slot {
         Slot(self.regs >> 4)
+    }
+
+    /// Whether it may go elsewhere than to the next instruction.
+    pub(crate) const fn is_jump(&self) -> bool {
+        let code = self.code as u8;
+        code >= OpCode::Jeq64K as u8 && code <= OpCode::MayGoto as u8
+    }
+
+    /// Whether that depends on registers.
+    pub(crate) const fn is_conditional(&self) -> bool {
+        let code = self.code as u8;
+        code >= OpCode::Jeq64K as u8 && code < OpCode::Ja as u8
     }
 }
 
@@ -110,12 +122,17 @@ impl Code {
     }
 
     /// The operations, and one more that ends the run.
-    pub(super) fn ops(&self) -> &[Op] {
+    pub(crate) fn ops(&self) -> &[Op] {
         &self.ops
     }
 
     /// The first instruction of the function that has this address, if it is one the program took.
-    pub(super) fn function(&self, addr: u64) -> Option<usize> {
+    /// First instructions of functions that may be called back.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = usize> {
+        self.entries.iter().copied()
+    }
+
+    pub(crate) fn function(&self, addr: u64) -> Option<usize> {
         let at = usize::try_from(addr.checked_sub(FUNCTION_BASE)?).ok()?;
         self.entries.contains(&at).then_some(at)
     }

@@ -23,7 +23,7 @@ impl<'e> Machine<'e> {
     /// Runs a function until it returns, and gives its r0.
     pub(super) fn exec(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
         let mut ops = self.running.code.ops();
-        let base = self.depth;
+        let base = self.frames.len();
         let mut pc = entry;
         let mut regs = [0_u64; 16];
         regs[1..=5].copy_from_slice(&args);
@@ -113,12 +113,14 @@ impl<'e> Machine<'e> {
             }
             macro_rules! exit {
                 () => {{
-                    let frame = self.pop();
-                    at_pc!(self.burn(pc.saturating_sub(frame.entry) as u64 + 1));
-                    if self.depth == base {
+                    at_pc!(self.burn(pc.saturating_sub(self.entry()) as u64 + 1));
+                    let Some(frame) = self.pop() else { return Ok(regs[R0]) };
+                    if self.frames.len() == base {
                         at_pc!(self.held.check_unlocked("exit"));
                         return Ok(regs[R0]);
                     }
+                    // What the callee left in other registers than r0 is nobody's business.
+                    regs[R1..].fill(0);
                     regs[R6..=R9].copy_from_slice(&frame.saved);
                     regs[R10] = self.frame_top();
                     ops = self.running.code.ops();
@@ -290,7 +292,10 @@ impl<'e> Machine<'e> {
                     let entry = op.target as usize;
                     let (resume, saved) = (pc + 1, [a, b, c, d]);
                     let frame = Frame { entry, resume, saved, may_goto: MAX_LOOPS, caller: None };
-                    regs[R10] = at_pc!(self.push(frame));
+                    let top = at_pc!(self.push(frame));
+                    regs[R0] = 0;
+                    regs[R6..].fill(0);
+                    regs[R10] = top;
                     pc = entry;
                     continue;
                 }
@@ -314,26 +319,25 @@ impl<'e> Machine<'e> {
     }
 
     #[cold]
-    fn fault(&self, insn: usize, kind: FaultKind) -> Fault {
+    pub(crate) fn fault(&self, insn: usize, kind: FaultKind) -> Fault {
         Fault { program: self.other_program(), insn, kind }
     }
 
     /// Whether `may_goto` stays in its loop.
     fn may_loop(&mut self) -> bool {
-        let frame = &mut self.frames[self.depth - 1];
+        let Some(frame) = self.frames.last_mut() else { return false };
         let left = frame.may_goto.checked_sub(1);
         frame.may_goto = left.unwrap_or(0);
         left.is_some()
     }
 
     fn call_helper(&mut self, id: u32, args: [u64; 5]) -> Result<u64, FaultKind> {
-        let environment = self.running.environment;
+        let environment = self.environment();
         let helper = environment.helpers.get(id).ok_or(FaultKind::UnknownHelper(id))?;
-        self.held.check_helper(id, helper.name())?;
-        helper.call(self, args).map_err(|error| FaultKind::helper(helper.name(), &args, error))
+        helper.call(self, args)
     }
 
-    fn legacy_load(
+    pub(crate) fn legacy_load(
         &mut self,
         ctx: u64,
         offset: i32,

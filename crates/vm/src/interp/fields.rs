@@ -7,9 +7,8 @@ use bpfarray::{ElementLock, Kptr, Lane, MapRef, TimerCallback};
 use bpfarray_core::helper_id;
 
 use super::machine::Machine;
-use super::{call_back, waiting};
-use crate::fault::{FaultKind, HelperError};
-use crate::program::Program;
+use super::{Executable, call_back, waiting};
+use crate::fault::{Fault, FaultKind, HelperError};
 
 /// What a run holds. All of it is let go when the run ends, however it ends.
 #[derive(Default)]
@@ -26,15 +25,6 @@ impl Held {
         match &self.lock {
             None => Ok(()),
             Some(_) => Err(FaultKind::Locked(what.into())),
-        }
-    }
-
-    /// As [`Held::check_unlocked`], for a helper, by number; the one that unlocks may be called.
-    #[inline]
-    pub(super) fn check_helper(&self, id: u32, name: &str) -> Result<(), FaultKind> {
-        match id {
-            helper_id::SPIN_LOCK | helper_id::SPIN_UNLOCK => Ok(()),
-            _ => self.check_unlocked(name),
         }
     }
 }
@@ -115,32 +105,46 @@ impl<'e> Machine<'e> {
         function: u64,
         map: &MapRef,
     ) -> Result<Arc<dyn TimerCallback>, HelperError> {
-        let is_known = self.running.code.function(function).is_some();
-        let program = self.running.program.filter(|_| is_known);
-        let program = program.ok_or(HelperError::NotAFunction(function))?;
-        let is_own = program.maps().iter().any(|own| own.addr() == map.addr());
+        let running = self.running;
+        running.code.function(function).ok_or(HelperError::NotAFunction(function))?;
+        let is_own = running.environment.regions.maps().iter().any(|own| own.addr() == map.addr());
         // An inner map may have left its slot when the timer calls.
-        let program = if is_own { program.clone() } else { program.clone().with_map(map.clone()) };
-        Ok(Arc::new(Callback { program, function }))
+        let executable = match is_own {
+            true => Arc::clone(running),
+            false => Arc::new(running.with_map(map.clone())),
+        };
+        Ok(Arc::new(Callback { executable, function }))
+    }
+
+    /// Checks that a helper may be called: under a lock, only the one that unlocks.
+    #[inline]
+    pub(crate) fn check_helper(&self, id: u32, name: &str) -> Result<(), FaultKind> {
+        match id {
+            helper_id::SPIN_LOCK | helper_id::SPIN_UNLOCK => Ok(()),
+            _ => self.held.check_unlocked(name),
+        }
+    }
+
+    /// Checks that a function which began with instruction `entry` returns without a lock.
+    pub(crate) fn check_unlocked_at_exit(&self, entry: usize) -> Result<(), Fault> {
+        self.held.check_unlocked("exit").map_err(|kind| self.fault(entry, kind))
     }
 }
 
-/// A function of a program.
+/// A function of a program, which is kept for it.
 struct Callback {
-    program: Program,
+    executable: Arc<Executable>,
     function: u64,
 }
 
 impl TimerCallback for Callback {
     fn call(&self, lane: &Lane, map: &MapRef, index: u32, value: u64) {
         // There is nobody to hand a fault to.
-        if let Err(fault) =
-            call_back(self.program.running(), lane, self.function, map, index, value)
-        {
-            let environment = self.program.running().environment;
-            environment
-                .helpers
-                .trace(&format!("program '{}', timer: {fault}\n", self.program.name()));
+        let called = call_back(&self.executable, lane, self.function, map, index, value);
+        if let Err(fault) = called {
+            let environment = &self.executable.environment;
+            let text = format!("program '{}', timer: {fault}\n", environment.name);
+            environment.helpers.trace(&text);
         }
     }
 }

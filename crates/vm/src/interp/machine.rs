@@ -1,16 +1,19 @@
 //! A running program: its memory, as instructions and helpers reach it.
 
+use std::any::Any;
+use std::mem::offset_of;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use bpfarray::{AtomicError, Lane, MapRef, Memory};
 
 use super::fields::Held;
 use super::stack::{MAX_FRAMES, Stack};
-use super::{Code, Environment, MAX_LOOPS};
+use super::{Environment, Executable, MAX_LOOPS};
 use crate::context::Context;
-use crate::fault::{AccessError, AccessReason, FaultKind, HelperError};
+use crate::fault::{AccessError, AccessReason, Fault, FaultKind, HelperError};
 use crate::program::Program;
-use crate::region::Ranges;
+use crate::region::{Hit, Ranges};
 
 /// What a function needs to have back when one that it called returns.
 #[derive(Copy, Clone, Default)]
@@ -24,16 +27,7 @@ pub(super) struct Frame<'e> {
     /// How often `may_goto` stays in its loop.
     pub(super) may_goto: u32,
     /// What the caller runs, if a tail call has put another program into this frame.
-    pub(super) caller: Option<Running<'e>>,
-}
-
-/// A program and what it runs with.
-#[derive(Copy, Clone)]
-pub(crate) struct Running<'e> {
-    pub(crate) code: &'e Code,
-    pub(crate) environment: &'e Environment,
-    /// The program itself, for who keeps it alive; `None` in tests of mere instructions.
-    pub(crate) program: Option<&'e Program>,
+    pub(super) caller: Option<&'e Arc<Executable>>,
 }
 
 /// A program that is running, as the helpers see it that it calls.
@@ -41,16 +35,23 @@ pub(crate) struct Running<'e> {
 /// Addresses that helpers get as arguments are just numbers. [`Machine::read`] and [`Machine::write`]
 /// check that the program may touch what is there.
 pub struct Machine<'e> {
-    pub(super) running: Running<'e>,
+    pub(crate) running: &'e Arc<Executable>,
     /// What the host runs.
-    entered: &'e Environment,
+    entered: &'e Arc<Executable>,
     context: &'e mut Context,
     lane: &'e Lane,
-    stack: Stack,
-    pub(super) frames: [Frame<'e>; MAX_FRAMES],
-    /// How many frames are in use.
-    pub(super) depth: usize,
-    fuel: u64,
+    pub(crate) stack: Stack,
+    /// The interpreter's; generated code has frames of its own.
+    pub(super) frames: ArrayVec<Frame<'e>, MAX_FRAMES>,
+    pub(crate) fuel: u64,
+    /// What the per-CPU move adds.
+    percpu_base: u64,
+    /// Where the last reads were that generated code did not find by itself.
+    pub(crate) read_hit: Hit,
+    /// The same for what may be read and written.
+    pub(crate) write_hit: Hit,
+    /// Why generated code ends the run.
+    pub(crate) stopped: Option<Stopped>,
     /// Where among the regions the last access was.
     hint: usize,
     /// The memory of the inner map that was accessed last, where the last access there was.
@@ -60,23 +61,48 @@ pub struct Machine<'e> {
     pub(super) held: Held,
 }
 
+/// What ends a run in generated code, until that has returned.
+pub(crate) enum Stopped {
+    Fault(Fault),
+    /// A panic of a host's helper, which must not unwind through generated code.
+    Panic(Box<dyn Any + Send>),
+}
+
+/// Where in a [`Machine`] generated code finds what it reads and writes by itself.
+pub(crate) mod place {
+    use super::*;
+
+    pub(crate) const FUEL: usize = offset_of!(Machine<'static>, fuel);
+    pub(crate) const RUNNING: usize = offset_of!(Machine<'static>, running);
+    pub(crate) const PERCPU_BASE: usize = offset_of!(Machine<'static>, percpu_base);
+    pub(crate) const STACK_BASE: usize = offset_of!(Machine<'static>, stack) + Stack::BASE;
+    pub(crate) const STACK_LOW: usize = offset_of!(Machine<'static>, stack) + Stack::LOW;
+    pub(crate) const STACK_DIRTY: usize = offset_of!(Machine<'static>, stack) + Stack::DIRTY;
+    pub(crate) const READ_HIT: usize = offset_of!(Machine<'static>, read_hit);
+    pub(crate) const WRITE_HIT: usize = offset_of!(Machine<'static>, write_hit);
+    /// The address of the context of the run.
+    pub(crate) const CONTEXT: usize = offset_of!(Machine<'static>, context);
+}
+
 impl<'e> Machine<'e> {
     pub(super) fn new(
-        running: Running<'e>,
+        executable: &'e Arc<Executable>,
         context: &'e mut Context,
         lane: &'e Lane,
         stack: Stack,
     ) -> Self {
-        let environment = running.environment;
         Self {
-            running,
-            entered: environment,
+            running: executable,
+            entered: executable,
             context,
             lane,
             stack,
-            frames: [Frame::default(); MAX_FRAMES],
-            depth: 0,
-            fuel: environment.fuel,
+            frames: ArrayVec::new_const(),
+            fuel: executable.environment.fuel,
+            percpu_base: executable.environment.regions.window(lane.cpu()),
+            read_hit: Hit::NOWHERE,
+            write_hit: Hit::NOWHERE,
+            stopped: None,
             hint: 0,
             inner: None,
             tail_calls: 0,
@@ -91,35 +117,33 @@ impl<'e> Machine<'e> {
     /// Takes a frame of zeroes into use and gives its top, the new r10.
     #[inline]
     pub(super) fn push(&mut self, frame: Frame<'e>) -> Result<u64, FaultKind> {
-        let slot = self.frames.get_mut(self.depth).ok_or(FaultKind::CallDepth)?;
-        *slot = frame;
-        self.depth += 1;
+        self.frames.try_push(frame).map_err(|_| FaultKind::CallDepth)?;
         self.stack.push();
         Ok(self.stack.top())
     }
 
     /// Takes the last frame out of use.
     #[inline]
-    pub(super) fn pop(&mut self) -> Frame<'e> {
-        self.depth -= 1;
+    pub(super) fn pop(&mut self) -> Option<Frame<'e>> {
+        let frame = self.frames.pop()?;
         self.stack.pop();
-        let frame = self.frames[self.depth];
         if let Some(caller) = frame.caller {
             self.run(caller);
         }
-        frame
+        Some(frame)
     }
 
-    fn run(&mut self, program: Running<'e>) {
+    pub(crate) fn run(&mut self, program: &'e Arc<Executable>) {
         self.running = program;
         (self.hint, self.inner) = (0, None);
+        (self.read_hit, self.write_hit) = (Hit::NOWHERE, Hit::NOWHERE);
     }
 
-    /// Puts the program of a tail call into the running function's frame, if there is one to go to.
-    ///
-    /// # Kernel
-    /// `bpf_tail_call`
-    pub(super) fn tail_call(&mut self, args: [u64; 5]) -> Result<bool, FaultKind> {
+    /// The program that a tail call goes to, if it goes anywhere, which it then is sure to do.
+    pub(crate) fn tail_call_target(
+        &mut self,
+        args: [u64; 5],
+    ) -> Result<Option<&'e Arc<Executable>>, FaultKind> {
         let [ctx, map, index, ..] = args;
         self.held.check_unlocked("bpf_tail_call")?;
         let map = self
@@ -128,15 +152,26 @@ impl<'e> Machine<'e> {
             .and_then(|()| self.map(map))
             .map_err(|error| FaultKind::helper(&"bpf_tail_call".into(), &args, error))?;
         let target = map.tail_call(self.lane, index, self.tail_calls);
-        let Some(program) = target.and_then(|program| program.downcast_ref::<Program>()) else {
-            return Ok(false);
-        };
-        self.tail_calls += 1;
+        let program = target.and_then(|program| program.downcast_ref::<Program>());
+        // The owner of a PROG_ARRAY has programs of one engine only.
+        let target = program
+            .map(Program::executable)
+            .filter(|target| target.engine() == self.running.engine());
+        self.tail_calls += u32::from(target.is_some());
+        Ok(target)
+    }
+
+    /// Puts the program of a tail call into the running function's frame, if there is one to go to.
+    ///
+    /// # Kernel
+    /// `bpf_tail_call`
+    pub(super) fn tail_call(&mut self, args: [u64; 5]) -> Result<bool, FaultKind> {
+        let Some(program) = self.tail_call_target(args)? else { return Ok(false) };
         let caller = self.running;
-        let frame = self.pop();
+        let Some(frame) = self.pop() else { return Ok(false) };
         // A frame that was taken over once still returns to the program it was made for.
         let caller = Some(frame.caller.unwrap_or(caller));
-        self.run(program.running());
+        self.run(program);
         let frame = Frame { entry: 0, may_goto: MAX_LOOPS, caller, ..frame };
         self.push(frame)?;
         Ok(true)
@@ -157,22 +192,28 @@ impl<'e> Machine<'e> {
 
     /// First instruction of the running function.
     pub(super) fn entry(&self) -> usize {
-        self.frames[self.depth - 1].entry
+        self.frames.last().map_or(0, |frame| frame.entry)
     }
 
     /// Name of the running program, if it is not the one that the host runs.
     pub(super) fn other_program(&self) -> Option<Arc<str>> {
-        let environment = self.running.environment;
-        (!std::ptr::eq(environment, self.entered)).then(|| Arc::clone(&environment.name))
+        let other = !std::ptr::eq(self.running, self.entered);
+        other.then(|| Arc::clone(&self.environment().name))
+    }
+
+    /// What the running program runs with.
+    #[inline]
+    pub(super) fn environment(&self) -> &'e Environment {
+        &self.running.environment
     }
 
     /// What the per-CPU move adds.
     pub(super) fn percpu_base(&self) -> u64 {
-        self.running.environment.regions.window(self.lane.cpu())
+        self.percpu_base
     }
 
     #[inline(always)]
-    pub(super) fn load<const SIZE: usize>(&mut self, addr: u64) -> Result<u64, AccessError> {
+    pub(crate) fn load<const SIZE: usize>(&mut self, addr: u64) -> Result<u64, AccessError> {
         match self.stack.load::<SIZE>(addr) {
             Some(number) => Ok(number),
             None => self.load_elsewhere::<SIZE>(addr),
@@ -198,7 +239,7 @@ impl<'e> Machine<'e> {
     }
 
     #[inline(always)]
-    pub(super) fn store<const SIZE: usize>(
+    pub(crate) fn store<const SIZE: usize>(
         &mut self,
         addr: u64,
         number: u64,
@@ -260,6 +301,38 @@ impl<'e> Machine<'e> {
         }
         let (ranges, hint) = self.inner.as_mut().ok_or(AccessReason::Nowhere)?;
         ranges.locate(addr, size, write, hint)
+    }
+
+    /// Checks an atomic operation as [`Machine::access`] and the operation itself do.
+    pub(crate) fn check_atomic(
+        &mut self,
+        addr: u64,
+        size: usize,
+        reads: bool,
+        writes: bool,
+    ) -> Result<(), AccessError> {
+        if reads {
+            self.access(addr, size, false, |_, _| Ok(()))?;
+        }
+        if writes {
+            self.access(addr, size, true, |_, _| Ok(()))?;
+        }
+        match addr.is_multiple_of(size as u64) {
+            true => Ok(()),
+            false => Err(denied(addr, size, writes, AccessReason::Misaligned)),
+        }
+    }
+
+    /// Keeps where an access was, for generated code to find the next one there by itself.
+    pub(crate) fn remember(&mut self, addr: u64, write: bool) {
+        let ranges = self.running.environment.regions.ranges();
+        let inner = || self.inner.as_ref().and_then(|(ranges, _)| ranges.hit(addr, write));
+        let Some(hit) = ranges.hit(addr, write).or_else(inner) else { return };
+        if write {
+            self.write_hit = hit;
+        } else {
+            self.read_hit = hit;
+        }
     }
 
     /// Reads bytes of the program's memory.
@@ -380,13 +453,22 @@ impl<'e> Machine<'e> {
     pub fn call(&mut self, function: u64, args: [u64; 5]) -> Result<u64, HelperError> {
         let entry =
             self.running.code.function(function).ok_or(HelperError::NotAFunction(function))?;
-        let depth = self.depth;
-        self.exec(entry, args).map_err(|fault| {
-            while self.depth > depth {
-                self.pop();
+        self.enter(entry, args).map_err(|fault| HelperError::Callback(Box::new(fault)))
+    }
+
+    /// Runs a function of the running program until it returns, and gives its r0.
+    pub(super) fn enter(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
+        match &self.running.compiled {
+            Some(compiled) => compiled.call(self, entry, args),
+            None => {
+                let depth = self.frames.len();
+                self.exec(entry, args).inspect_err(|_| {
+                    while self.frames.len() > depth {
+                        self.pop();
+                    }
+                })
             }
-            HelperError::Callback(Box::new(fault))
-        })
+        }
     }
 
     /// Runs `with` while 4 bytes of the program's memory, at the address it gets, hold `number`.

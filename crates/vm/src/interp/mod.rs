@@ -9,7 +9,15 @@ mod exec;
 mod fields;
 mod machine;
 mod stack;
+// The same tests for each engine.
 #[cfg(test)]
+#[cfg(feature = "jit")]
+#[allow(clippy::duplicate_mod)]
+#[path = "tests/mod.rs"]
+pub(crate) mod jit_tests;
+#[cfg(test)]
+#[allow(clippy::duplicate_mod)]
+#[path = "tests/mod.rs"]
 pub(crate) mod tests;
 
 use std::sync::Arc;
@@ -17,15 +25,18 @@ use std::time::Duration;
 
 use bpfarray::{Lane, MapRef, SharedLanes};
 
-pub(crate) use code::Code;
+pub(crate) use code::{Code, Op, OpCode};
 pub(crate) use exec::MAX_LOOPS;
 pub use machine::Machine;
-pub(crate) use machine::Running;
+pub(crate) use machine::{Stopped, place};
+pub(crate) use stack::FRAME_SIZE;
 use stack::Stack;
 
 use crate::context::Context;
+use crate::engine::Engine;
 use crate::fault::{Fault, FaultKind, HelperError};
 use crate::helper::HelperSet;
+use crate::jit::Compiled;
 use crate::prog_type::ProgType;
 use crate::region::Regions;
 
@@ -37,9 +48,9 @@ pub const DEFAULT_FUEL: u64 = 1 << 32;
 pub(crate) struct Environment {
     /// Name of the program.
     name: Arc<str>,
-    regions: Regions,
+    pub(crate) regions: Regions,
     shared: SharedLanes,
-    helpers: Arc<HelperSet>,
+    pub(crate) helpers: Arc<HelperSet>,
     fuel: u64,
 }
 
@@ -52,10 +63,11 @@ impl Environment {
         Self { name, regions, shared, helpers, fuel: DEFAULT_FUEL }
     }
 
-    /// The same environment with other maps.
+    /// The same environment, with one more map that programs may be led to.
     #[must_use]
-    pub(crate) fn with_maps(self, maps: &[MapRef]) -> Self {
-        Self { regions: Regions::new(maps), shared: SharedLanes::of(maps), ..self }
+    pub(crate) fn with_map(&self, map: MapRef) -> Self {
+        let maps: Vec<MapRef> = self.regions.maps().iter().cloned().chain([map]).collect();
+        Self { regions: Regions::new(&maps), shared: SharedLanes::of(&maps), ..self.clone() }
     }
 
     /// The same environment, where a run may take about `fuel` instructions.
@@ -68,6 +80,27 @@ impl Environment {
     }
 }
 
+/// A program in the forms in which engines want it, and what it runs with.
+#[derive(Clone, Debug)]
+pub(crate) struct Executable {
+    pub(crate) code: Code,
+    /// Machine code, if that is what runs.
+    pub(crate) compiled: Option<Arc<Compiled>>,
+    pub(crate) environment: Environment,
+}
+
+impl Executable {
+    /// The same program, which may touch the values of one more map.
+    pub(crate) fn with_map(&self, map: MapRef) -> Self {
+        Self { environment: self.environment.with_map(map), ..self.clone() }
+    }
+
+    /// What executes the program.
+    pub(crate) fn engine(&self) -> Engine {
+        if self.compiled.is_some() { Engine::Jit } else { Engine::Interp }
+    }
+}
+
 /// Runs a program once, in a lane, with the address of the context in r1. Gives its r0.
 ///
 /// # Errors
@@ -76,10 +109,10 @@ impl Environment {
 /// # Kernel
 /// `___bpf_prog_run`
 #[doc(alias = "___bpf_prog_run")]
-pub(crate) fn run(running: Running<'_>, context: &mut Context) -> Result<u64, Fault> {
+pub(crate) fn run(executable: &Arc<Executable>, context: &mut Context) -> Result<u64, Fault> {
     let lane = Lane::enter();
     let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
-    run_in(running, context, &lane, |machine| machine.exec(0, args))
+    run_in(executable, context, &lane, |machine| machine.enter(0, args))
 }
 
 /// Calls a function of a program as a timer does: with a map, a key and the address of a value.
@@ -88,7 +121,7 @@ pub(crate) fn run(running: Running<'_>, context: &mut Context) -> Result<u64, Fa
 /// `bpf_timer_cb`
 #[doc(alias = "bpf_timer_cb")]
 pub(crate) fn call_back(
-    running: Running<'_>,
+    executable: &Arc<Executable>,
     lane: &Lane,
     function: u64,
     map: &MapRef,
@@ -99,7 +132,7 @@ pub(crate) fn call_back(
     // A context that the function is not given.
     let context = Context::new(ProgType::SYSCALL, &[], None);
     let mut context = context.map_err(|_| fault(FaultKind::NoStack))?;
-    run_in(running, &mut context, lane, |machine| {
+    run_in(executable, &mut context, lane, |machine| {
         let call =
             |machine: &mut Machine<'_>, key| machine.call(function, [map.addr(), key, value, 0, 0]);
         machine.lend(index, call).map_err(|error| match error {
@@ -110,15 +143,15 @@ pub(crate) fn call_back(
 }
 
 fn run_in(
-    running: Running<'_>,
+    executable: &Arc<Executable>,
     context: &mut Context,
     lane: &Lane,
     with: impl FnOnce(&mut Machine<'_>) -> Result<u64, Fault>,
 ) -> Result<u64, Fault> {
     let stack =
         Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
-    let mut machine = Machine::new(running, context, lane, stack);
-    let result = running.environment.shared.run(lane, || with(&mut machine));
+    let mut machine = Machine::new(executable, context, lane, stack);
+    let result = executable.environment.shared.run(lane, || with(&mut machine));
     // A lock that is still held is released with the machine.
     machine.into_stack().put_back();
     result

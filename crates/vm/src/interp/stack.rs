@@ -1,6 +1,7 @@
 //! A program's stack, whose memory is kept from run to run on each thread.
 
 use std::cell::RefCell;
+use std::mem::offset_of;
 
 use bpfarray::Memory;
 use bpfarray_core::Errno;
@@ -11,14 +12,14 @@ use crate::fault::AccessReason;
 ///
 /// # Kernel
 /// `MAX_BPF_STACK`
-const FRAME_SIZE: usize = 512;
+pub(crate) const FRAME_SIZE: usize = 512;
 /// Frames of functions that called each other, the program's own included.
 ///
 /// # Kernel
 /// `MAX_CALL_FRAMES`
-pub(super) const MAX_FRAMES: usize = 8;
+pub(crate) const MAX_FRAMES: usize = 8;
 /// Bytes of all frames. The first function's is the topmost.
-const STACK_SIZE: usize = FRAME_SIZE * MAX_FRAMES;
+pub(crate) const STACK_SIZE: usize = FRAME_SIZE * MAX_FRAMES;
 /// Where the memory that helpers lend to functions they call back begins: at some distance, so that no
 /// frame runs into it.
 const LOANS: usize = 2 * STACK_SIZE;
@@ -31,8 +32,10 @@ thread_local! {
 }
 
 /// The stack of one run.
-pub(super) struct Stack {
+pub(crate) struct Stack {
     memory: Memory,
+    /// Its address.
+    base: u64,
     /// Where the frames in use begin. They end with [`STACK_SIZE`].
     low: usize,
     /// Below this, all bytes of frames are zero.
@@ -41,17 +44,22 @@ pub(super) struct Stack {
 }
 
 impl Stack {
+    pub(super) const BASE: usize = offset_of!(Self, base);
+    pub(super) const LOW: usize = offset_of!(Self, low);
+    pub(super) const DIRTY: usize = offset_of!(Self, dirty);
+
     /// A stack without frames: this thread's, unless that is in use.
-    pub(super) fn take() -> Result<Self, Errno> {
+    pub(crate) fn take() -> Result<Self, Errno> {
         if let Some(stack) = POOL.with_borrow_mut(Vec::pop) {
             return Ok(stack);
         }
         let memory = Memory::anonymous(LOANS + MAX_FRAMES * LOAN_SIZE)?;
-        Ok(Self { memory, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 })
+        let base = memory.addr();
+        Ok(Self { memory, base, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 })
     }
 
     /// Keeps the stack for this thread's next run.
-    pub(super) fn put_back(mut self) {
+    pub(crate) fn put_back(mut self) {
         self.low = STACK_SIZE;
         self.loans = 0;
         POOL.with_borrow_mut(|pool| pool.push(self));
@@ -59,9 +67,15 @@ impl Stack {
 
     /// Takes a frame of zeroes into use. There must be one left.
     #[inline]
-    pub(super) fn push(&mut self) {
-        let top = self.low;
+    pub(crate) fn push(&mut self) {
         self.low -= FRAME_SIZE;
+        self.clean();
+    }
+
+    /// Makes the last frame all zeroes.
+    #[inline]
+    pub(crate) fn clean(&mut self) {
+        let top = self.low + FRAME_SIZE;
         if self.dirty < top {
             let from = self.dirty.max(self.low);
             // Inside the memory, whose frames end with `STACK_SIZE`.
@@ -74,20 +88,36 @@ impl Stack {
 
     /// Takes the last frame out of use.
     #[inline]
-    pub(super) fn pop(&mut self) {
+    pub(crate) fn pop(&mut self) {
         self.low += FRAME_SIZE;
+    }
+
+    /// Takes a frame into use that its function will clean; `None` if there is none left.
+    pub(crate) fn reserve(&mut self) -> Option<()> {
+        self.low = self.low.checked_sub(FRAME_SIZE)?;
+        Some(())
+    }
+
+    /// How much of the stack is not in use, to go back to with [`Stack::unwind`].
+    pub(crate) fn mark(&self) -> usize {
+        self.low
+    }
+
+    /// Takes all frames out of use that were taken into use since.
+    pub(crate) fn unwind(&mut self, mark: usize) {
+        self.low = mark;
     }
 
     /// Address behind the last frame: its function's r10.
     #[inline]
-    pub(super) fn top(&self) -> u64 {
-        self.memory.addr() + (self.low + FRAME_SIZE) as u64
+    pub(crate) fn top(&self) -> u64 {
+        self.base + (self.low + FRAME_SIZE) as u64
     }
 
     /// Loads a number if all of it is in the frames in use.
     #[inline(always)]
-    pub(super) fn load<const SIZE: usize>(&self, addr: u64) -> Option<u64> {
-        let at = addr.wrapping_sub(self.memory.addr()) as usize;
+    pub(crate) fn load<const SIZE: usize>(&self, addr: u64) -> Option<u64> {
+        let at = addr.wrapping_sub(self.base) as usize;
         if at < self.low || at > STACK_SIZE - SIZE {
             return None;
         }
@@ -96,8 +126,8 @@ impl Stack {
 
     /// Stores a number if all of it is in the frames in use.
     #[inline(always)]
-    pub(super) fn store<const SIZE: usize>(&mut self, addr: u64, number: u64) -> Option<()> {
-        let at = addr.wrapping_sub(self.memory.addr()) as usize;
+    pub(crate) fn store<const SIZE: usize>(&mut self, addr: u64, number: u64) -> Option<()> {
+        let at = addr.wrapping_sub(self.base) as usize;
         if at < self.low || at > STACK_SIZE - SIZE {
             return None;
         }
@@ -107,13 +137,13 @@ impl Stack {
 
     /// The memory and the offset in it of an access, `None` for an address that is not here.
     #[inline]
-    pub(super) fn locate(
+    pub(crate) fn locate(
         &mut self,
         addr: u64,
         size: usize,
         write: bool,
     ) -> Option<Result<(&Memory, usize), AccessReason>> {
-        let at = usize::try_from(addr.checked_sub(self.memory.addr())?).ok()?;
+        let at = usize::try_from(addr.checked_sub(self.base)?).ok()?;
         if at >= self.memory.len() {
             return None;
         }
@@ -133,7 +163,7 @@ impl Stack {
     /// Puts a number where programs can read it, until [`Stack::take_loan`]. Gives its address.
     ///
     /// There are no more loans at a time than frames, as each is for a function that is called.
-    pub(super) fn lend(&mut self, number: u32) -> u64 {
+    pub(crate) fn lend(&mut self, number: u32) -> u64 {
         let at = LOANS + self.loans * LOAN_SIZE;
         let _ = self.memory.store(at, size_of::<u32>(), number.into());
         self.loans += 1;
@@ -141,7 +171,7 @@ impl Stack {
     }
 
     /// Ends the last loan.
-    pub(super) fn take_loan(&mut self) {
+    pub(crate) fn take_loan(&mut self) {
         self.loans -= 1;
     }
 }

@@ -33,6 +33,17 @@ pub(crate) struct Verified {
     pub(crate) insns: Vec<Insn>,
     /// One entry for each instruction.
     pub(crate) facts: Vec<Fact>,
+    /// One entry for each instruction.
+    pub(crate) safety: Vec<Safety>,
+}
+
+/// Whether an instruction's access to memory was proved to be allowed; for a lookup that is inlined, that to its key.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Safety {
+    /// Whatever path leads there.
+    Proven,
+    /// It has to be checked when it happens.
+    Guarded,
 }
 
 /// What the analysis knows about an instruction that [`crate::xlate`] acts upon.
@@ -221,7 +232,8 @@ impl VerifyError {
 pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified, VerifyError> {
     let functions = structure::check(&insns, env)?;
     let facts = flow::analyse(&insns, &functions, env)?;
-    Ok(Verified { insns, facts })
+    let safety = vec![Safety::Guarded; insns.len()];
+    Ok(Verified { insns, facts, safety })
 }
 
 #[cfg(test)]

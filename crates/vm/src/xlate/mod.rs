@@ -13,7 +13,7 @@ use bpfarray_core::{Errno, VALUE_OFFSET, helper_id, map};
 
 use crate::context::CtxAccess;
 use crate::interp::MAX_LOOPS;
-use crate::verify::{Fact, Verified, function_target, jump_target};
+use crate::verify::{Fact, Safety, Verified, function_target, jump_target};
 
 /// A translated program.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(crate) struct Xlated {
     insns: Vec<Insn>,
     /// For each instruction the one it came from.
     origins: Vec<usize>,
+    /// For each instruction whether its access to memory needs no check.
+    safety: Vec<Safety>,
 }
 
 /// A program that has become too long for its jumps.
@@ -68,10 +70,16 @@ impl Replacement {
 pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, XlateError> {
     let mut insns = Vec::with_capacity(verified.insns.len());
     let mut origins = Vec::with_capacity(verified.insns.len());
+    let mut safety = Vec::with_capacity(verified.insns.len());
     let mut places = Vec::with_capacity(verified.insns.len());
     for (at, (original, &fact)) in verified.insns.iter().zip(&verified.facts).enumerate() {
         let start = insns.len();
-        insns.extend_from_slice(replacement(*original, fact, maps).insns(original));
+        let replacement = replacement(*original, fact, maps);
+        insns.extend_from_slice(replacement.insns(original));
+        safety.resize(insns.len(), verified.safety[at]);
+        if let Replacement::CpuNumber(_) = replacement {
+            safety[start..].fill(Safety::Proven);
+        }
         origins.resize(insns.len(), at);
         places.push(start..insns.len());
     }
@@ -80,7 +88,7 @@ pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, Xlat
             retarget(at, *original, moved, &places)?;
         }
     }
-    Ok(Xlated { insns, origins })
+    Ok(Xlated { insns, origins, safety })
 }
 
 fn replacement(insn: Insn, fact: Fact, maps: &[MapRef]) -> Replacement {
@@ -154,6 +162,11 @@ impl Xlated {
     /// The instruction, as loaded, that the translated instruction `at` came from.
     pub(crate) fn origin(&self, at: usize) -> usize {
         self.origins.get(at).copied().unwrap_or(at)
+    }
+
+    /// Whether the access to memory of the translated instruction `at` needs no check.
+    pub(crate) fn safety(&self, at: usize) -> Safety {
+        self.safety.get(at).copied().unwrap_or(Safety::Guarded)
     }
 
     /// The instructions with the addresses of maps and values in place, ready to run.

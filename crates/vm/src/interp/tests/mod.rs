@@ -1,7 +1,7 @@
-//! Programs run through the interpreter: control flow here, the rest by topic.
+//! Programs run through an engine: control flow here, the rest by topic.
 
 mod arithmetic;
-mod hostile;
+pub(crate) mod hostile;
 mod memory;
 
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use bpfarray::attr::{MapAttr, MapFlags, MapType};
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, mode, pseudo, size};
 
-use super::{Code, Environment, Running, run};
+use super::{Code, Environment, Executable, run};
 use crate::context::Context;
+use crate::engine::Engine;
 use crate::fault::{Fault, FaultKind, HelperError};
 use crate::helper::HelperSet;
+use crate::jit;
 use crate::prog_type::ProgType;
 
 pub(crate) const R0: Reg = Reg::R0;
@@ -26,6 +28,11 @@ pub(crate) const R6: Reg = Reg::R6;
 pub(crate) const R7: Reg = Reg::R7;
 pub(crate) const R10: Reg = Reg::R10;
 
+/// What runs the programs of this module, which is there once for each engine.
+pub(crate) fn engine() -> Engine {
+    if module_path!().contains("jit_tests") { Engine::Jit } else { Engine::Interp }
+}
+
 /// A program and what it runs with, for tests.
 pub(crate) struct Case {
     pub(crate) insns: Vec<Insn>,
@@ -33,6 +40,7 @@ pub(crate) struct Case {
     pub(crate) helpers: HelperSet,
     pub(crate) context: Context,
     pub(crate) fuel: u64,
+    pub(crate) engine: Engine,
 }
 
 impl Case {
@@ -42,7 +50,8 @@ impl Case {
 
     pub(crate) fn with_context(insns: &[Insn], context: Context) -> Self {
         let (maps, helpers) = (Vec::new(), HelperSet::linux());
-        Self { insns: insns.to_vec(), maps, helpers, context, fuel: 1_000_000 }
+        let engine = engine();
+        Self { insns: insns.to_vec(), maps, helpers, context, fuel: 1_000_000, engine }
     }
 
     pub(crate) fn maps(mut self, maps: &[&Map]) -> Self {
@@ -56,8 +65,14 @@ impl Case {
             Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
                 .with_fuel(self.fuel);
         let code = Code::new(&self.insns);
-        let running = Running { code: &code, environment: &environment, program: None };
-        run(running, &mut self.context)
+        let compiled = match self.engine {
+            Engine::Interp => None,
+            Engine::Jit => {
+                let compiled = jit::compile(&self.insns, &code, &environment, &|_| false);
+                Some(Arc::new(compiled.expect("every program can be compiled")))
+            }
+        };
+        run(&Arc::new(Executable { code, compiled, environment }), &mut self.context)
     }
 }
 

@@ -10,10 +10,10 @@ use bpfarray::attr::{MapFlags, MapType};
 use bpfarray_core::insn::{Insn, Reg, alu, size};
 use bpfarray_core::{VALUE_OFFSET, helper_id};
 
-use super::HelperError;
-use crate::interp::tests::{
+use super::cases::{
     Case, R0, R1, R2, R3, R4, R6, R7, R10, call_function, fault, function_addr, map, run_insns,
 };
+use crate::fault::HelperError;
 
 const R5: Reg = Reg::R5;
 

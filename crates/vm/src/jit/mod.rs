@@ -1,0 +1,244 @@
+//! Programs as machine code, made by Cranelift when they are loaded.
+//!
+//! Translation takes the instructions that the interpreter takes, addresses and all, and knows of arrays as
+//! little as that does: lookups become address arithmetic because [`analysis`] and Cranelift optimise what
+//! `gen_lookup` emitted. An access that neither the verifier nor the analysis has proved is checked when it
+//! happens, and what does not pass quickly goes to the machine's own check. So a fault is the interpreter's.
+
+mod analysis;
+mod entry;
+mod isa;
+mod memory;
+#[cfg(test)]
+mod tests;
+mod trampoline;
+mod translate;
+mod values;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+
+use bpfarray_core::insn::Insn;
+use cranelift_codegen::Context;
+use cranelift_codegen::binemit::Reloc;
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::ExternalName;
+use cranelift_frontend::FunctionBuilderContext;
+
+use crate::engine::Accesses;
+use crate::fault::{Fault, FaultKind};
+use crate::helper::HelperSet;
+use crate::interp::{Code, Environment, Machine, Stopped};
+use analysis::Subject;
+use entry::Entry;
+use memory::CodeMemory;
+
+/// Functions begin at multiples of this.
+const ALIGN: usize = 16;
+
+/// A program's machine code.
+pub(crate) struct Compiled {
+    entry: Entry,
+    memory: CodeMemory,
+    /// Addresses of functions, by their first instruction.
+    functions: BTreeMap<usize, usize>,
+    main: usize,
+    accesses: Accesses,
+    /// What the code has addresses of.
+    _helpers: Arc<HelperSet>,
+}
+
+/// Compiles a program. `None` where no code can be made: for such a machine, for so long a program, or for lack of
+/// memory.
+pub(crate) fn compile(
+    insns: &[Insn],
+    code: &Code,
+    environment: &Environment,
+    proven: &dyn Fn(usize) -> bool,
+) -> Option<Compiled> {
+    let entry = Entry::new()?;
+    let made = Maker::new(insns, code, environment, proven, false).run()?;
+    let memory = CodeMemory::new(&made.bytes).ok()?;
+    let base = memory.addr();
+    let functions: BTreeMap<_, _> =
+        made.functions.into_iter().map(|(at, offset)| (at, base + offset)).collect();
+    let main = *functions.get(&0)?;
+    let (accesses, helpers) = (made.accesses, Arc::clone(&environment.helpers));
+    Some(Compiled { entry, memory, functions, main, accesses, _helpers: helpers })
+}
+
+/// The text of the machine code that [`compile`] makes, function by function.
+pub(crate) fn disassemble(
+    insns: &[Insn],
+    code: &Code,
+    environment: &Environment,
+    proven: &dyn Fn(usize) -> bool,
+) -> Option<String> {
+    Some(Maker::new(insns, code, environment, proven, true).run()?.text)
+}
+
+impl Compiled {
+    /// Address of the program's first function.
+    pub(crate) fn main(&self) -> usize {
+        self.main
+    }
+
+    /// The code.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    pub(crate) fn accesses(&self) -> Accesses {
+        self.accesses
+    }
+
+    /// Runs the function that begins with instruction `at`, in a frame of its own, and gives its r0.
+    /// The program must be the one that is running.
+    ///
+    /// # Panics
+    /// With what a helper of the host panicked with.
+    #[inline]
+    pub(crate) fn call(
+        &self,
+        machine: &mut Machine<'_>,
+        at: usize,
+        args: [u64; 5],
+    ) -> Result<u64, Fault> {
+        let (mark, running) = (machine.stack.mark(), machine.running);
+        machine.stack.reserve().ok_or_else(|| machine.fault(at, FaultKind::CallDepth))?;
+        let r0 = self.enter(machine, at, args);
+        machine.stack.unwind(mark);
+        if !std::ptr::eq(machine.running, running) {
+            machine.run(running);
+        }
+        match machine.stopped.take() {
+            None => {
+                let r0 = r0.ok_or_else(|| machine.fault(at, FaultKind::PastEnd))?;
+                machine.check_unlocked_at_exit(at)?;
+                Ok(r0)
+            }
+            Some(Stopped::Fault(fault)) => Err(fault),
+            Some(Stopped::Panic(panic)) => resume_unwind(panic as Box<dyn Any + Send>),
+        }
+    }
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Compiled({} bytes)", self.memory.bytes().len())
+    }
+}
+
+/// Makes the code of all functions of a program.
+struct Maker<'a> {
+    insns: &'a [Insn],
+    code: &'a Code,
+    environment: &'a Environment,
+    proven: &'a dyn Fn(usize) -> bool,
+    context: Context,
+    builder_context: FunctionBuilderContext,
+    want_text: bool,
+}
+
+/// The code of all functions of a program, at no address yet.
+#[derive(Default)]
+struct Made {
+    bytes: Vec<u8>,
+    /// Where functions begin, by their first instruction.
+    functions: BTreeMap<usize, usize>,
+    /// Where the address of a function, named by its first instruction, is to be filled in.
+    calls: Vec<(Reloc, usize, usize, i64)>,
+    accesses: Accesses,
+    text: String,
+}
+
+impl<'a> Maker<'a> {
+    fn new(
+        insns: &'a [Insn],
+        code: &'a Code,
+        environment: &'a Environment,
+        proven: &'a dyn Fn(usize) -> bool,
+        want_text: bool,
+    ) -> Self {
+        let (context, builder_context) = (Context::new(), FunctionBuilderContext::new());
+        Self { insns, code, environment, proven, context, builder_context, want_text }
+    }
+
+    fn run(mut self) -> Option<Made> {
+        let mut made = Made::default();
+        let mut wanted: Vec<usize> = self.code.entries().collect();
+        wanted.push(0);
+        while let Some(at) = wanted.pop() {
+            if !made.functions.contains_key(&at) {
+                let before = made.calls.len();
+                self.function(at, &mut made)?;
+                wanted.extend(made.calls[before..].iter().map(|(_, _, target, _)| *target));
+            }
+        }
+        made.link().map(|()| made)
+    }
+
+    fn function(&mut self, at: usize, made: &mut Made) -> Option<()> {
+        let isa = isa::host()?;
+        let subject = Subject {
+            insns: self.insns,
+            ops: self.code.ops(),
+            entry: at,
+            regions: &self.environment.regions,
+            helpers: &self.environment.helpers,
+            has_callbacks: self.code.entries().next().is_some(),
+            proven: self.proven,
+        };
+        self.context.clear();
+        self.context.set_disasm(self.want_text);
+        let accesses =
+            translate::function(&subject, &mut self.context.func, &mut self.builder_context);
+        made.accesses.proven += accesses.proven;
+        made.accesses.guarded += accesses.guarded;
+        self.context.compile(&**isa, &mut ControlPlane::default()).ok()?;
+        let code = self.context.compiled_code()?;
+        let start = made.bytes.len().next_multiple_of(ALIGN);
+        made.bytes.resize(start, 0);
+        made.bytes.extend_from_slice(code.code_buffer());
+        made.functions.insert(at, start);
+        if let Some(text) = &code.vcode {
+            made.text.push_str(&format!("function at instruction {at}:\n{text}\n"));
+        }
+        let names = self.context.func.params.user_named_funcs();
+        for reloc in code.buffer.relocs() {
+            let cranelift_codegen::FinalizedRelocTarget::ExternalName(ExternalName::User(name)) =
+                reloc.target
+            else {
+                return None;
+            };
+            let target = names.get(name)?.index as usize;
+            made.calls.push((reloc.kind, start + reloc.offset as usize, target, reloc.addend));
+        }
+        Some(())
+    }
+}
+
+impl Made {
+    /// Fills in the distances of calls. `None` for a distance that no call has room for.
+    fn link(&mut self) -> Option<()> {
+        for &(kind, at, target, addend) in &self.calls {
+            let target = *self.functions.get(&target)? as i64;
+            let distance = target + addend - at as i64;
+            let field = self.bytes.get_mut(at..)?.first_chunk_mut::<4>()?;
+            match kind {
+                Reloc::X86CallPCRel4 => *field = i32::try_from(distance).ok()?.to_le_bytes(),
+                Reloc::Arm64Call => {
+                    let words = distance / 4;
+                    let fits = (-(1 << 25)..1 << 25).contains(&words) && distance % 4 == 0;
+                    let insn = u32::from_le_bytes(*field) | words as u32 & 0x03ff_ffff;
+                    *field = fits.then_some(insn)?.to_le_bytes();
+                }
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+}

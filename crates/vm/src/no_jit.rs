@@ -1,0 +1,43 @@
+//! Instead of the JIT, where its feature is off: no program has machine code.
+
+use bpfarray_core::insn::Insn;
+
+use crate::engine::Accesses;
+use crate::fault::Fault;
+use crate::interp::{Code, Environment, Machine};
+
+/// A program's machine code, of which there is none.
+#[derive(Debug)]
+pub(crate) enum Compiled {}
+
+pub(crate) fn compile(
+    _: &[Insn],
+    _: &Code,
+    _: &Environment,
+    _: &dyn Fn(usize) -> bool,
+) -> Option<Compiled> {
+    None
+}
+
+pub(crate) fn disassemble(
+    _: &[Insn],
+    _: &Code,
+    _: &Environment,
+    _: &dyn Fn(usize) -> bool,
+) -> Option<String> {
+    None
+}
+
+impl Compiled {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match *self {}
+    }
+
+    pub(crate) fn accesses(&self) -> Accesses {
+        match *self {}
+    }
+
+    pub(crate) fn call(&self, _: &mut Machine<'_>, _: usize, _: [u64; 5]) -> Result<u64, Fault> {
+        match *self {}
+    }
+}
