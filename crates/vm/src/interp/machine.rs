@@ -40,7 +40,7 @@ pub struct Machine<'e> {
     entered: &'e Arc<Executable>,
     context: &'e mut Context,
     lane: &'e Lane,
-    pub(crate) stack: Stack,
+    pub(crate) stack: &'e mut Stack,
     /// The interpreter's; generated code has frames of its own.
     pub(super) frames: ArrayVec<Frame<'e>, MAX_FRAMES>,
     pub(crate) fuel: u64,
@@ -75,9 +75,8 @@ pub(crate) mod place {
     pub(crate) const FUEL: usize = offset_of!(Machine<'static>, fuel);
     pub(crate) const RUNNING: usize = offset_of!(Machine<'static>, running);
     pub(crate) const PERCPU_BASE: usize = offset_of!(Machine<'static>, percpu_base);
-    pub(crate) const STACK_BASE: usize = offset_of!(Machine<'static>, stack) + Stack::BASE;
-    pub(crate) const STACK_LOW: usize = offset_of!(Machine<'static>, stack) + Stack::LOW;
-    pub(crate) const STACK_DIRTY: usize = offset_of!(Machine<'static>, stack) + Stack::DIRTY;
+    /// The address of the stack of the run.
+    pub(crate) const STACK: usize = offset_of!(Machine<'static>, stack);
     pub(crate) const READ_HIT: usize = offset_of!(Machine<'static>, read_hit);
     pub(crate) const WRITE_HIT: usize = offset_of!(Machine<'static>, write_hit);
     /// The address of the context of the run.
@@ -89,7 +88,7 @@ impl<'e> Machine<'e> {
         executable: &'e Arc<Executable>,
         context: &'e mut Context,
         lane: &'e Lane,
-        stack: Stack,
+        stack: &'e mut Stack,
     ) -> Self {
         Self {
             running: executable,
@@ -108,10 +107,6 @@ impl<'e> Machine<'e> {
             tail_calls: 0,
             held: Held::default(),
         }
-    }
-
-    pub(super) fn into_stack(self) -> Stack {
-        self.stack
     }
 
     /// Takes a frame of zeroes into use and gives its top, the new r10.

@@ -29,8 +29,7 @@ pub(crate) use code::{Code, Op, OpCode};
 pub(crate) use exec::MAX_LOOPS;
 pub use machine::Machine;
 pub(crate) use machine::{Stopped, place};
-pub(crate) use stack::FRAME_SIZE;
-use stack::Stack;
+pub(crate) use stack::{FRAME_SIZE, Stack};
 
 use crate::context::Context;
 use crate::engine::Engine;
@@ -148,12 +147,14 @@ fn run_in(
     lane: &Lane,
     with: impl FnOnce(&mut Machine<'_>) -> Result<u64, Fault>,
 ) -> Result<u64, Fault> {
-    let stack =
+    let mut stack =
         Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
-    let mut machine = Machine::new(executable, context, lane, stack);
-    let result = executable.environment.shared.run(lane, || with(&mut machine));
-    // A lock that is still held is released with the machine.
-    machine.into_stack().put_back();
+    let result = {
+        // A lock that is still held is released with the machine. It is large, and stays where it is made.
+        let mut machine = Machine::new(executable, context, lane, &mut stack);
+        executable.environment.shared.run(lane, || with(&mut machine))
+    };
+    stack.put_back();
     result
 }
 

@@ -28,7 +28,8 @@ const LOAN_SIZE: usize = 8;
 
 thread_local! {
     /// Stacks of this thread that no run uses. There are several once a helper has run another program.
-    static POOL: RefCell<Vec<Stack>> = const { RefCell::new(Vec::new()) };
+    #[expect(clippy::vec_box, reason = "moving one in and out is what every run does")]
+    static POOL: RefCell<Vec<Box<Stack>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The stack of one run.
@@ -44,22 +45,24 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    pub(super) const BASE: usize = offset_of!(Self, base);
-    pub(super) const LOW: usize = offset_of!(Self, low);
-    pub(super) const DIRTY: usize = offset_of!(Self, dirty);
+    pub(crate) const BASE: usize = offset_of!(Self, base);
+    pub(crate) const LOW: usize = offset_of!(Self, low);
+    pub(crate) const DIRTY: usize = offset_of!(Self, dirty);
 
     /// A stack without frames: this thread's, unless that is in use.
-    pub(crate) fn take() -> Result<Self, Errno> {
+    #[inline]
+    pub(crate) fn take() -> Result<Box<Self>, Errno> {
         if let Some(stack) = POOL.with_borrow_mut(Vec::pop) {
             return Ok(stack);
         }
         let memory = Memory::anonymous(LOANS + MAX_FRAMES * LOAN_SIZE)?;
         let base = memory.addr();
-        Ok(Self { memory, base, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 })
+        Ok(Box::new(Self { memory, base, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 }))
     }
 
     /// Keeps the stack for this thread's next run.
-    pub(crate) fn put_back(mut self) {
+    #[inline]
+    pub(crate) fn put_back(mut self: Box<Self>) {
         self.low = STACK_SIZE;
         self.loans = 0;
         POOL.with_borrow_mut(|pool| pool.push(self));

@@ -6,7 +6,7 @@ use cranelift_codegen::ir::{
 };
 
 use super::{FIELD, R0, Then, Translation, isa};
-use crate::interp::{FRAME_SIZE, Op, OpCode, place};
+use crate::interp::{FRAME_SIZE, Op, OpCode, Stack, place};
 use crate::jit::analysis::{R6, R10};
 use crate::jit::trampoline::{self, Reason};
 
@@ -37,7 +37,7 @@ impl Translation<'_, '_> {
     }
 
     pub(super) fn call_function(&mut self, at: usize, target: usize) {
-        let low = self.field(place::STACK_LOW, FIELD);
+        let low = self.stack_field(Stack::LOW, FIELD);
         let none_left = self.builder.ins().icmp_imm_u(IntCC::Equal, low, 0);
         let (deep, go_on) = (self.builder.create_block(), self.builder.create_block());
         self.builder.ins().brif(none_left, deep, &[], go_on, &[]);
@@ -46,7 +46,7 @@ impl Translation<'_, '_> {
         self.fault(at, Reason::CallDepth, 0);
         self.builder.switch_to_block(go_on);
         let lower = self.builder.ins().iadd_imm_s(low, -(FRAME_SIZE as i64));
-        self.set_field(place::STACK_LOW, lower);
+        self.set_stack_field(Stack::LOW, lower);
 
         let name = UserExternalName::new(0, target as u32);
         let name = ExternalName::user(self.builder.func.declare_imported_user_function(name));
@@ -65,7 +65,7 @@ impl Translation<'_, '_> {
         let answer = self.builder.inst_results(call).to_vec();
         self.unless_stopped(answer[1]);
         self.load_fuel();
-        self.set_field(place::STACK_LOW, low);
+        self.set_stack_field(Stack::LOW, low);
         if let Some(running) = running {
             self.resume(running);
         }

@@ -13,7 +13,7 @@ use cranelift_codegen::ir::{
 use cranelift_frontend::{FunctionBuilder, Variable};
 
 use super::{FIELD, R10, SHARED, Translation};
-use crate::interp::{FRAME_SIZE, place};
+use crate::interp::{FRAME_SIZE, Stack};
 use crate::jit::analysis::{Analysis, Escape};
 use crate::jit::trampoline;
 
@@ -116,9 +116,9 @@ impl Translation<'_, '_> {
     /// Clears what this function may have left in its frame when it ran before. If others left something below
     /// that, which is seldom, the machine clears all of it.
     fn clear_memory(&mut self, top: Value, used: i64) {
-        let low = self.field(place::STACK_LOW, FIELD);
+        let low = self.stack_field(Stack::LOW, FIELD);
         let clean_below = self.builder.ins().iadd_imm_s(low, FRAME_SIZE as i64 - used);
-        let dirty = self.field(place::STACK_DIRTY, FIELD);
+        let dirty = self.stack_field(Stack::DIRTY, FIELD);
         if used < FRAME_SIZE as i64 {
             let is_dirty = self.builder.ins().icmp(IntCC::UnsignedLessThan, dirty, clean_below);
             let (clean, go_on) = (self.builder.create_block(), self.builder.create_block());
@@ -134,8 +134,8 @@ impl Translation<'_, '_> {
         for at in (UNIT..=used).step_by(UNIT as usize) {
             self.builder.ins().store(SHARED, zeroes, top, -at as i32);
         }
-        let dirty = self.field(place::STACK_DIRTY, FIELD);
+        let dirty = self.stack_field(Stack::DIRTY, FIELD);
         let dirty = self.builder.ins().umin(dirty, clean_below);
-        self.set_field(place::STACK_DIRTY, dirty);
+        self.set_stack_field(Stack::DIRTY, dirty);
     }
 }

@@ -20,7 +20,7 @@ use self::frame::Frame;
 use super::analysis::{Access, Analysis, R0, R10, Subject, analyse};
 use super::trampoline::{self, Reason};
 use super::{Accesses, isa};
-use crate::interp::{MAX_LOOPS, Op, OpCode, place};
+use crate::interp::{MAX_LOOPS, Op, OpCode, Stack, place};
 
 /// Memory that is there and that others may write at the same time.
 const SHARED: MemFlagsData = MemFlagsData::new().with_notrap();
@@ -224,6 +224,17 @@ impl Translation<'_, '_> {
         self.builder.ins().store(FIELD, value, self.machine, offset as i32);
     }
 
+    /// Loads a number of the run's stack.
+    fn stack_field(&mut self, offset: usize, flags: MemFlagsData) -> Value {
+        let stack = self.field(place::STACK, FIXED);
+        self.builder.ins().load(types::I64, flags, stack, offset as i32)
+    }
+
+    fn set_stack_field(&mut self, offset: usize, value: Value) {
+        let stack = self.field(place::STACK, FIXED);
+        self.builder.ins().store(FIELD, value, stack, offset as i32);
+    }
+
     fn load_fuel(&mut self) {
         let fuel = self.field(place::FUEL, FIELD);
         self.builder.def_var(self.fuel, fuel);
@@ -286,7 +297,7 @@ impl Translation<'_, '_> {
     /// The function's r10, whatever the register of that number holds.
     fn frame_top(&mut self) -> Value {
         let (base, low) =
-            (self.field(place::STACK_BASE, FIXED), self.field(place::STACK_LOW, FIELD));
+            (self.stack_field(Stack::BASE, FIXED), self.stack_field(Stack::LOW, FIELD));
         let bottom = self.builder.ins().iadd(base, low);
         self.builder.ins().iadd_imm_u(bottom, crate::interp::FRAME_SIZE as i64)
     }
