@@ -158,7 +158,7 @@ impl PerfEvent {
     /// Takes over the descriptor of an event that somebody opened, with the read format
     /// `PERF_FORMAT_TOTAL_TIME_ENABLED | PERF_FORMAT_TOTAL_TIME_RUNNING`.
     ///
-    /// The kernel does not tell what a descriptor was opened for. `attr` has to say it, with the
+    /// Needs `/proc`, to see what the descriptor is. The kernel does not tell what it was opened for. `attr` has to say it, with the
     /// number of a thread in place of 0.
     ///
     /// # Errors
