@@ -8,6 +8,7 @@ use bpfarray_core::map::prog_array::Owner;
 
 use crate::cgroup::Cgroup;
 use crate::map::MapRef;
+use crate::perf::EventObject;
 
 /// A program, as a PROG_ARRAY sees it. Who runs programs gets back the type they were inserted
 /// as, through [`Any`].
@@ -26,23 +27,6 @@ pub trait ProgramObject: Any + Send + Sync {
 impl dyn ProgramObject {
     /// The program as the type it was inserted as.
     pub fn downcast_ref<P: ProgramObject>(&self) -> Option<&P> {
-        (self as &dyn Any).downcast_ref()
-    }
-}
-
-/// A perf event, as a PERF_EVENT_ARRAY sees it.
-///
-/// # Kernel
-/// `struct perf_event`
-#[doc(alias = "perf_event")]
-pub trait EventObject: Any + Send + Sync {
-    /// Whether children of the observed task inherit the event. Such events cannot be held.
-    fn inherits(&self) -> bool;
-}
-
-impl dyn EventObject {
-    /// The event as the type it was inserted as.
-    pub fn downcast_ref<E: EventObject>(&self) -> Option<&E> {
         (self as &dyn Any).downcast_ref()
     }
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::lane::Lane;
 use crate::map::{Contents, MapRef};
 use crate::memory::Memory;
-use crate::object::{EventObject, ProgramObject};
+use crate::object::ProgramObject;
+use crate::perf::EventObject;
 use crate::rcu;
 use crate::window::cpu_variables;
 

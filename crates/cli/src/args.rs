@@ -36,6 +36,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a program of an object, then print what it returned and its maps
+    ///
+    /// The PERF_EVENT_ARRAYs of the object get a ring for each CPU; what programs write there is counted.
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Look at the programs of an object

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bpfarray::perf::PerfBufferError;
 use bpfarray_core::btf::BtfError;
 use bpfarray_vm::context::ContextError;
 use bpfarray_vm::elf::LoadError;
@@ -66,6 +67,8 @@ pub(crate) enum Kind {
     Map(#[from] MapError),
     #[error("{}{error}", in_section(.section))]
     Program { section: Option<String>, error: ProgramError },
+    #[error("map '{map}': {error}")]
+    Rings { map: String, error: PerfBufferError },
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error(transparent)]

@@ -16,6 +16,7 @@ mod args;
 mod clean;
 mod ctype;
 mod error;
+mod events;
 mod input;
 mod map;
 mod object;

@@ -10,6 +10,7 @@ use bpfarray_vm::{Loaded, Program};
 
 use crate::args::RunArgs;
 use crate::error::{Error, InFile, Kind};
+use crate::events::Events;
 use crate::input::{self, CAPTURE_LIMIT, FILE_LIMIT};
 use crate::packets::Packets;
 use crate::progress::Progress;
@@ -25,8 +26,17 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Error> {
     let spec = object::choose(loaded.programs(), args.prog.as_deref(), &args.object)?;
     let program = object::program(&loaded, spec, &args.object)?.with_fuel(args.fuel);
     let input = Input::read(args, &program)?;
-    let run = execute(args, &loaded, spec, &program, &input)?;
-    let maps = object::views(&loaded);
+    let mut events = Events::attach(&loaded)
+        .map_err(|(map, error)| Kind::Rings { map, error })
+        .in_file(&args.object)?;
+    let run = execute(args, &loaded, spec, &program, &input, &mut events)?;
+    let maps: Vec<_> = object::views(&loaded)
+        .into_iter()
+        .map(|view| {
+            let received = events.received(view.name);
+            view.with_events(received)
+        })
+        .collect();
     if args.output.is_json() {
         report::json::write_run(out, &run, &maps, args.all, args.output.pretty)
     } else {
@@ -84,6 +94,7 @@ fn execute<'a>(
     spec: &'a ProgramSpec,
     program: &Program,
     input: &Input<'_>,
+    events: &mut Events,
 ) -> Result<Run<'a>, Error> {
     let mut run = Run::new(spec, program.prog_type());
     let mut context = None;
@@ -95,6 +106,7 @@ fn execute<'a>(
             match input.context(&mut context, program, packet) {
                 Ok(context) => {
                     let outcome = program.run(context);
+                    events.read();
                     let outcome = outcome.map_err(|fault| {
                         let packet = input.is_capture.then_some(index + 1);
                         Kind::fault(loaded, program, packet, fault)

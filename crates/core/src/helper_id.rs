@@ -35,6 +35,12 @@ pub const GET_CURRENT_PID_TGID: u32 = 14;
 /// Id of `bpf_get_current_comm`.
 #[doc(alias = "BPF_FUNC_get_current_comm")]
 pub const GET_CURRENT_COMM: u32 = 16;
+/// Id of `bpf_perf_event_read`.
+#[doc(alias = "BPF_FUNC_perf_event_read")]
+pub const PERF_EVENT_READ: u32 = 22;
+/// Id of `bpf_perf_event_output`.
+#[doc(alias = "BPF_FUNC_perf_event_output")]
+pub const PERF_EVENT_OUTPUT: u32 = 25;
 /// Id of `bpf_skb_load_bytes`.
 #[doc(alias = "BPF_FUNC_skb_load_bytes")]
 pub const SKB_LOAD_BYTES: u32 = 26;
@@ -53,6 +59,9 @@ pub const XDP_ADJUST_HEAD: u32 = 44;
 /// Id of `bpf_xdp_adjust_meta`.
 #[doc(alias = "BPF_FUNC_xdp_adjust_meta")]
 pub const XDP_ADJUST_META: u32 = 54;
+/// Id of `bpf_perf_event_read_value`.
+#[doc(alias = "BPF_FUNC_perf_event_read_value")]
+pub const PERF_EVENT_READ_VALUE: u32 = 55;
 /// Id of `bpf_xdp_adjust_tail`.
 #[doc(alias = "BPF_FUNC_xdp_adjust_tail")]
 pub const XDP_ADJUST_TAIL: u32 = 65;

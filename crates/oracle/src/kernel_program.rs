@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use bpfarray::perf::PerfEvent;
 use bpfarray_core::attr::MapAttr;
 use bpfarray_core::btf::SpecialFields;
 use bpfarray_vm::elf::{MapSpec, Object, Slot};
@@ -9,8 +10,10 @@ use bpfarray_vm::prog_type::ProgType;
 
 use crate::attr::{ProgLoad, TestRun};
 use crate::create::MapCreate;
+use crate::events::{COUNTERS, Filling, RING_CPUS, without_ids};
 use crate::inputs::Input;
 use crate::kernel::Kernel;
+use crate::perf_ring::PerfRing;
 use crate::programs::{Assembled, Contents, Engine, Outcome, Program};
 use crate::request::{Creator, Request};
 use crate::sys::{Btf, Map, Prog};
@@ -33,13 +36,62 @@ struct NamedMap {
     name: String,
     create: MapCreate,
     map: Map,
+    /// Rings in its slots.
+    rings: Vec<PerfRing>,
+    /// What was read from the ring of CPU 0 after runs.
+    drained: Vec<u8>,
 }
 
 impl NamedMap {
     fn new(name: &str, request: &Request, kernel: Kernel) -> Result<Self, String> {
         let created = kernel_side::create(kernel, request).map_err(|e| e.to_string())?;
         let (map, _) = created.map_err(|e| format!("creating map {name}: {e}"))?;
-        Ok(Self { name: name.into(), create: request.create.clone(), map })
+        let create = request.create.clone();
+        Ok(Self { name: name.into(), create, map, rings: Vec::new(), drained: Vec::new() })
+    }
+
+    /// Puts the events into the slots that belong there by the map's name.
+    fn put_events(&mut self) -> Result<(), String> {
+        if self.create.map_type != MapCreate::PERF_EVENT_ARRAY {
+            return Ok(());
+        }
+        match Filling::of(&self.name) {
+            Filling::Rings { .. } => {
+                for cpu in 0..RING_CPUS {
+                    let ring = PerfRing::new(cpu).map_err(|e| format!("ring of CPU {cpu}: {e}"))?;
+                    self.put(cpu, &ring)?;
+                    self.rings.push(ring);
+                }
+            }
+            Filling::Counters => {
+                for (index, attr) in (0..).zip(&COUNTERS) {
+                    let event =
+                        PerfEvent::open(attr).map_err(|e| format!("counter {index}: {e}"))?;
+                    self.put(index, &event)?;
+                }
+            }
+            Filling::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Reads the ring of CPU 0, if that is done after each run.
+    fn after_run(&mut self) {
+        if let (Filling::Rings { drained: true }, Some(ring)) =
+            (Filling::of(&self.name), self.rings.first())
+        {
+            self.drained.extend(ring.drain());
+        }
+    }
+
+    /// The records that programs have written.
+    fn records(&self) -> Contents {
+        let mut elements: Vec<_> = self.rings.iter().map(PerfRing::drain).collect();
+        if let Some(first) = elements.first_mut() {
+            first.splice(..0, self.drained.iter().copied());
+        }
+        let elements = elements.into_iter().map(without_ids).collect();
+        Contents { name: self.name.clone(), percpu: None, elements }
     }
 
     /// Creates a map as its definition says, filled and frozen.
@@ -77,7 +129,15 @@ impl NamedMap {
         put.map_err(|e| format!("filling slot {index} of map {}: {e}", self.name))
     }
 
-    fn contents(&self) -> Result<Contents, String> {
+    /// What is in the map, if it can be known: values, or records in rings.
+    fn contents(&self) -> Option<Result<Contents, String>> {
+        if !self.create.holds_objects() {
+            return Some(self.values());
+        }
+        (!self.rings.is_empty()).then(|| Ok(self.records()))
+    }
+
+    fn values(&self) -> Result<Contents, String> {
         let is_percpu = self.create.map_type == MapCreate::PERCPU_ARRAY;
         let element = |index: u32| self.map.lookup(&index.to_ne_bytes(), 0);
         let elements = (0..self.create.max_entries).map(element).collect::<Result<_, _>>();
@@ -139,7 +199,8 @@ impl Engine for KernelEngine {
     fn load(&self, object: &Object, program: &str) -> Result<KernelProgram, String> {
         let btf = types_of_fields(object)?;
         let define = |spec| NamedMap::defined(spec, self.kernel, self.creator, btf.as_ref());
-        let maps: Vec<NamedMap> = object.maps().iter().map(define).collect::<Result<_, _>>()?;
+        let mut maps: Vec<NamedMap> = object.maps().iter().map(define).collect::<Result<_, _>>()?;
+        maps.iter_mut().try_for_each(NamedMap::put_events)?;
         let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
         let mut slots: Vec<(u32, &Slot, &NamedMap)> = Vec::new();
         for (spec, map) in object.maps().iter().zip(&maps) {
@@ -215,6 +276,7 @@ impl Program for KernelProgram {
             repeat: 0,
         };
         let result = self.prog.test_run(&run).map_err(|e| e.to_string())?;
+        self.maps.iter_mut().for_each(NamedMap::after_run);
         Ok(Outcome {
             retval: result.retval,
             data: input.data.is_some().then_some(result.data_out),
@@ -223,6 +285,6 @@ impl Program for KernelProgram {
     }
 
     fn maps(&self) -> Result<Vec<Contents>, String> {
-        self.maps.iter().filter(|map| !map.create.holds_objects()).map(NamedMap::contents).collect()
+        self.maps.iter().filter_map(NamedMap::contents).collect()
     }
 }

@@ -4,6 +4,7 @@ use bpfarray::{Map, Object};
 use bpfarray_core::map::Kind;
 use bpfarray_vm::{Context, LoadOptions, ProgType, Program, elf};
 
+use crate::events::{COUNTERS, Filling, OurRing, RING_CPUS, our_counter};
 use crate::inputs::Input;
 use crate::programs::{self, Assembled, Contents, Engine, Outcome};
 use crate::request::Creator;
@@ -18,7 +19,67 @@ pub(crate) struct OurEngine {
 /// A program with maps of its own.
 pub(crate) struct OurProgram {
     program: Program,
-    maps: Vec<(String, Map)>,
+    maps: Vec<NamedMap>,
+}
+
+struct NamedMap {
+    name: String,
+    map: Map,
+    /// Rings in its slots.
+    rings: Vec<OurRing>,
+}
+
+impl NamedMap {
+    fn new(name: &str, map: &Map) -> Self {
+        Self { name: name.to_owned(), map: map.clone(), rings: Vec::new() }
+    }
+
+    /// Puts the events into the slots that belong there by the map's name.
+    fn put_events(&mut self) -> Result<(), String> {
+        if self.map.layout().kind() != Kind::PerfEventArray {
+            return Ok(());
+        }
+        let put = |index, event: &Object| {
+            let put = self.map.update_object(index, event, 0);
+            put.map_err(|e| format!("filling slot {index} of map {}: {e}", self.name))
+        };
+        match Filling::of(&self.name) {
+            Filling::Rings { .. } => {
+                for cpu in 0..RING_CPUS {
+                    let (event, ring) = OurRing::new(cpu)?;
+                    put(cpu, &event)?;
+                    self.rings.push(ring);
+                }
+            }
+            Filling::Counters => {
+                for (index, attr) in (0..).zip(&COUNTERS) {
+                    put(index, &our_counter(attr))?;
+                }
+            }
+            Filling::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// Reads the ring of CPU 0, if that is done after each run.
+    fn after_run(&mut self) -> Result<(), String> {
+        match (Filling::of(&self.name), self.rings.first_mut()) {
+            (Filling::Rings { drained: true }, Some(ring)) => ring.drain(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is in the map, if it can be known: values, or records in rings.
+    fn contents(&self) -> Option<Result<Contents, String>> {
+        if !self.map.layout().kind().holds_objects() {
+            return Some(contents(&self.name, &self.map));
+        }
+        let records = || {
+            let elements = self.rings.iter().map(OurRing::records).collect::<Result<_, _>>()?;
+            Ok(Contents { name: self.name.clone(), percpu: None, elements })
+        };
+        (!self.rings.is_empty()).then(records)
+    }
 }
 
 impl OurEngine {
@@ -48,7 +109,9 @@ impl Engine for OurEngine {
         let loaded = object.clone().load(&self.options()).map_err(|e| e.to_string())?;
         let program = self.check(loaded.program(program).map_err(|e| e.to_string())?)?;
         // They keep the programs in PROG_ARRAYs.
-        let maps = loaded.maps().map(|(spec, map)| (spec.name.clone(), map.clone())).collect();
+        let maps = loaded.maps().map(|(spec, map)| NamedMap::new(&spec.name, map));
+        let mut maps: Vec<NamedMap> = maps.collect();
+        maps.iter_mut().try_for_each(NamedMap::put_events)?;
         Ok(OurProgram { program, maps })
     }
 
@@ -69,7 +132,8 @@ impl Engine for OurEngine {
         let (prog_type, insns) = (assembled.prog_type, &assembled.insns);
         let program = Program::with_options(prog_type, insns, &maps, &self.options());
         let program = self.check(program.map_err(|e| e.to_string())?)?;
-        let maps = maps.into_iter().enumerate().map(|(i, map)| (i.to_string(), map)).collect();
+        let maps = maps.iter().enumerate().map(|(i, map)| NamedMap::new(&i.to_string(), map));
+        let maps = maps.collect();
         Ok(OurProgram { program, maps })
     }
 }
@@ -88,6 +152,7 @@ impl programs::Program for OurProgram {
         let mut context = Context::new(prog_type, data_in, input.ctx.as_deref())
             .map_err(|e| e.errno().to_string())?;
         let outcome = self.program.run(&mut context).map_err(|e| e.to_string())?;
+        self.maps.iter_mut().try_for_each(NamedMap::after_run)?;
         let returns_ctx = input.ctx.is_some() && prog_type != ProgType::RAW_TRACEPOINT;
         Ok(Outcome {
             retval: outcome.retval(),
@@ -97,8 +162,7 @@ impl programs::Program for OurProgram {
     }
 
     fn maps(&self) -> Result<Vec<Contents>, String> {
-        let values = self.maps.iter().filter(|(_, map)| !map.layout().kind().holds_objects());
-        values.map(|(name, map)| contents(name, map)).collect()
+        self.maps.iter().filter_map(NamedMap::contents).collect()
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bpfarray::{Cgroup, CgroupError, EventObject, HandleMode, Map, Object, ProgramObject};
+use bpfarray::perf::PerfEventAttr;
+use bpfarray::{Cgroup, CgroupError, HandleMode, Map, Object, ProgramObject};
 use bpfarray_core::Errno;
 use bpfarray_core::attr::Creator;
 use bpfarray_vm::{LoadOptions, ProgType, Program, ProgramError};
 
 use crate::create::MapCreate;
+use crate::events::our_counter;
 use crate::kernel::Unavailable;
 use crate::kernel_side::referring_program;
 use crate::objects::{self, Thing};
@@ -41,17 +43,6 @@ pub(crate) struct OurSide {
     names: HashMap<(bool, u32), &'static str>,
 }
 
-/// An event as slots see it.
-struct Event {
-    inherits: bool,
-}
-
-impl EventObject for Event {
-    fn inherits(&self) -> bool {
-        self.inherits
-    }
-}
-
 impl OurSide {
     pub(crate) fn new(possible_cpus: usize) -> Result<Self, Error> {
         let programs = objects::programs()?.load(&LoadOptions::default())?;
@@ -71,7 +62,8 @@ impl OurSide {
                     Object::Map(map.to_ref())
                 }
                 Thing::Event { inherit } => {
-                    Object::PerfEvent(Arc::new(Event { inherits: *inherit }))
+                    let attr = PerfEventAttr::software_of_thread(PerfEventAttr::SW_CPU_CLOCK);
+                    our_counter(&PerfEventAttr { inherit: *inherit, ..attr })
                 }
                 Thing::Cgroup => match objects::cgroup_root() {
                     Some(root) => {

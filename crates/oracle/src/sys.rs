@@ -1,5 +1,5 @@
-//! The system calls: bpf(2), perf_event_open(2), and capset(2) for one thread. The only file of the crate with
-//! `unsafe`.
+//! The system calls: bpf(2), perf_event_open(2), and capset(2) for one thread. Besides
+//! [`perf_ring`](crate::perf_ring) the only file of the crate with `unsafe`.
 //!
 //! Invariant: whatever address is put into an attribute block for the kernel to *write* to is the
 //! start of a buffer owned or exclusively borrowed by the function that makes the call, and at least
@@ -11,6 +11,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use bpfarray::perf::PerfEventAttr;
 use bpfarray_core::Errno;
 use bpfarray_core::insn::{INSN_SIZE, Insn};
 
@@ -395,29 +396,41 @@ impl AsFd for Prog {
     }
 }
 
+const SAMPLE_RAW: u64 = 1 << 10;
+const DISABLED: u64 = 1;
+const INHERIT: u64 = 2;
+
 /// A software event of the live kernel that counts nothing: output of programs on CPU 0, or
 /// one that children of this process inherit (`perf_event_open`).
 ///
 /// # Errors
 /// What the kernel says.
 pub(crate) fn perf_event(inherit: bool) -> Result<OwnedFd, Errno> {
+    if inherit {
+        let attr = PerfEventAttr::software_of_thread(PerfEventAttr::SW_CPU_CLOCK);
+        software_event(attr, 0, DISABLED | INHERIT)
+    } else {
+        let attr = PerfEventAttr::software(PerfEventAttr::SW_BPF_OUTPUT, 0);
+        software_event(attr, 0, DISABLED)
+    }
+}
+
+/// The event to which programs on a CPU can write records.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn output_event(cpu: u32) -> Result<OwnedFd, Errno> {
+    let cpu = i32::try_from(cpu).map_err(|_| Errno::EINVAL)?;
+    software_event(PerfEventAttr::software(PerfEventAttr::SW_BPF_OUTPUT, cpu), SAMPLE_RAW, 0)
+}
+
+fn software_event(event: PerfEventAttr, samples: u64, flags: u64) -> Result<OwnedFd, Errno> {
     const ATTR_SIZE: u32 = 64;
-    const SOFTWARE: u32 = 1;
-    const CPU_CLOCK: u64 = 0;
-    const BPF_OUTPUT: u64 = 10;
-    const DISABLED: u64 = 1;
-    const INHERIT: u64 = 2;
     const CLOEXEC: u64 = 8;
     let mut attr = Attr::default();
-    attr.u32(0, SOFTWARE).u32(4, ATTR_SIZE);
-    let (pid, cpu) = if inherit {
-        attr.u64(8, CPU_CLOCK).u64(40, DISABLED | INHERIT);
-        (0, -1)
-    } else {
-        attr.u64(8, BPF_OUTPUT).u64(40, DISABLED);
-        (-1, 0)
-    };
-    let ptr = attr.as_mut_ptr();
+    attr.u32(0, event.event_type).u32(4, ATTR_SIZE).u64(8, event.config);
+    attr.u64(16, u64::from(samples != 0)).u64(24, samples).u64(40, flags);
+    let (ptr, pid, cpu) = (attr.as_mut_ptr(), event.pid, event.cpu);
     // SAFETY: the kernel reads the block, of `ATTR_SIZE` bytes; should it not like the size, it writes
     // another one to the field at offset 4.
     let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, ptr, pid, cpu, -1, CLOEXEC) };

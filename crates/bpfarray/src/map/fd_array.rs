@@ -133,6 +133,7 @@ mod tests {
     use crate::attr::elem_flags::F_LOCK;
     use crate::attr::{MapAttr, MapFlags, MapType};
     use crate::map::testing::{ARRAY, create, objects};
+    use crate::perf::Ring;
     use crate::{Cgroup, Errno, EventObject, HandleMode, UnderCgroupError};
     use std::sync::{Arc, Weak};
 
@@ -194,19 +195,8 @@ mod tests {
         assert_eq!(values.update_object(0, &object, 0), Err(UpdateError::ObjectKind));
     }
 
-    /// An event of no system.
-    struct Event {
-        inherits: bool,
-    }
-
-    impl EventObject for Event {
-        fn inherits(&self) -> bool {
-            self.inherits
-        }
-    }
-
     fn put_event(map: &Map, index: u32) -> Weak<dyn EventObject> {
-        let event: Arc<dyn EventObject> = Arc::new(Event { inherits: false });
+        let event: Arc<dyn EventObject> = Ring::new(0, 1).unwrap().0;
         let watched = Arc::downgrade(&event);
         map.update_object(index, &Object::PerfEvent(event), 0).unwrap();
         watched
@@ -245,13 +235,6 @@ mod tests {
         let reference = map.to_ref();
         drop(map);
         assert!(reference.event(&Lane::enter(), 0).is_some());
-    }
-
-    #[test]
-    fn an_inherited_event_is_not_supported() {
-        let map = objects(MapType::PERF_EVENT_ARRAY, 4);
-        let event = Object::PerfEvent(Arc::new(Event { inherits: true }));
-        assert_eq!(map.update_object(0, &event, 0).unwrap_err().errno(), Errno::EOPNOTSUPP);
     }
 
     #[test]

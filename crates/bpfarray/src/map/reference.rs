@@ -19,7 +19,7 @@ use crate::cpu::possible_cpus;
 use crate::fields::{Kptrs, Timers};
 use crate::file::MapFile;
 use crate::gate::WriteGate;
-use crate::object::EventObject;
+use crate::perf::EventObject;
 use crate::rcu;
 use crate::slot::Slots;
 

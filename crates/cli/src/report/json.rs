@@ -9,6 +9,7 @@ use serde::ser::{Error, SerializeSeq, Serializer};
 
 use super::hex::Hex;
 use super::{MapView, Run};
+use crate::events::Received;
 use crate::retval;
 use crate::value::Value;
 
@@ -98,6 +99,8 @@ struct MapReport<'a> {
     key_size: u32,
     value_size: u32,
     max_entries: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<Received>,
     elements: Elements<'a>,
     #[serde(skip_serializing_if = "is_zero")]
     elements_not_shown: u64,
@@ -117,6 +120,7 @@ impl<'a> MapReport<'a> {
             key_size: view.map.key_size(),
             value_size: view.map.value_size(),
             max_entries: view.map.max_entries(),
+            events: view.events,
             elements: Elements { view, shown },
             elements_not_shown: (view.map.max_entries() - shown).into(),
         }

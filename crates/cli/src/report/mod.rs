@@ -15,6 +15,7 @@ use bpfarray_core::map::{Kind, LookupError};
 use bpfarray_vm::elf::ProgramSpec;
 use bpfarray_vm::prog_type::ProgType;
 
+use crate::events::Received;
 use crate::value::{Column, Value, text_len};
 pub(crate) use hex::Hex;
 use table::Table;
@@ -71,6 +72,8 @@ pub(crate) struct MapView<'a> {
     map: &'a Map,
     key: Option<Typed<'a>>,
     value: Option<Typed<'a>>,
+    /// What came out of the map's rings, if it has any.
+    events: Option<Received>,
 }
 
 /// A type that fits what it describes and whose values can be printed.
@@ -108,7 +111,12 @@ impl<'a> MapView<'a> {
     ) -> Self {
         let typed = |id, size| btf.and_then(|btf| Typed::new(btf, id, size));
         let (key, value) = (typed(key, map.key_size()), typed(value, map.value_size()));
-        Self { name, map, key, value }
+        Self { name, map, key, value, events: None }
+    }
+
+    /// The same map, with what came out of its rings.
+    pub(crate) fn with_events(self, events: Option<Received>) -> Self {
+        Self { events, ..self }
     }
 
     /// How many elements can be read.

@@ -6,6 +6,7 @@ use super::cells::Cells;
 use super::table::{Table, plural};
 use super::{MapView, Run};
 use crate::clean::Clean;
+use crate::events::Received;
 use crate::retval;
 use crate::value::{Shape, Vars, columns};
 
@@ -48,6 +49,10 @@ fn write_map(out: &mut dyn Write, view: &MapView<'_>, all: bool) -> io::Result<(
     let (name, map) = (Clean(view.name), view.map);
     let (elements, size) = (plural(map.max_entries(), "element"), plural(map.value_size(), "byte"));
     writeln!(out, "\n{name}: {}, {elements} of {size}", map.map_type())?;
+    if let Some(Received { records, bytes, lost }) = view.events {
+        let (records, bytes) = (plural(records, "event"), plural(bytes, "byte"));
+        return writeln!(out, "  {records} with {bytes} of data, {lost} lost");
+    }
     let mut buffer = view.buffer();
     if (all || view.fit() > 0)
         && matches!(view.read(0, &mut buffer), Ok(true))

@@ -73,6 +73,31 @@ fn counters_agree_with_a_count_by_other_means() {
 }
 
 #[test]
+fn events_are_counted_by_map() {
+    let object = "examples/perf_buffer.bpf.o";
+    let run = json(&format!("run {object} --pcap {PCAP} --json --repeat 2"));
+    let runs = run["runs"].as_u64().unwrap();
+    // 8 bytes, 14 of the packet, and 6 of padding: with the length before it a multiple of 8.
+    let expected = json!({ "records": runs, "bytes": 28 * runs, "lost": 0 });
+    assert_eq!(run["maps"]["events"]["events"], expected);
+    assert_eq!(run["maps"][".bss"].get("events"), None);
+    let packet = temporary("told.bin", &[0; 64]);
+    let text = stdout(&format!("run {object} --data-in {packet}"));
+    assert!(text.contains("\n  1 event with 28 bytes of data, 0 lost\n"), "{text}");
+}
+
+#[test]
+fn rings_are_read_between_runs() {
+    let ctx = temporary("flood.ctx", &[300_u64.to_ne_bytes(), [0; 8]].concat());
+    let object = "testdata/progs/perf.bpf.o";
+    // 30,000 records of 24 bytes are more than fit in a ring.
+    let run = json(&format!("run {object} --prog full --ctx-in {ctx} --json --repeat 100"));
+    let expected = json!({ "records": 30_000, "bytes": 30_000 * 12, "lost": 0 });
+    assert_eq!(run["maps"]["rings"]["events"], expected);
+    assert_eq!(run["maps"]["empty"]["events"]["records"], 0);
+}
+
+#[test]
 fn repeating_multiplies_what_is_counted() {
     let once = json(&format!("run {OBJECT} --pcap {PCAP} --json"));
     let thrice = json(&format!("run {OBJECT} --pcap {PCAP} --json --repeat 3"));

@@ -5,6 +5,7 @@ mod fields;
 mod format;
 mod map;
 mod number;
+mod perf;
 mod redirect;
 mod seq;
 mod skb;
@@ -106,11 +107,12 @@ impl HelperSet {
     /// The helpers of Linux that can be had outside a kernel.
     pub fn linux() -> Self {
         let mut set = Self::none();
-        let tables: [&[Builtin]; 11] = [
+        let tables: [&[Builtin]; 12] = [
             map::HELPERS,
             csum::HELPERS,
             fields::HELPERS,
             number::HELPERS,
+            perf::HELPERS,
             redirect::HELPERS,
             seq::HELPERS,
             skb::HELPERS,

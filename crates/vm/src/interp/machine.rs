@@ -400,7 +400,7 @@ impl<'e> Machine<'e> {
     }
 
     /// Moving memory takes time like instructions do.
-    fn charge(&mut self, bytes: usize) -> Result<(), HelperError> {
+    pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), HelperError> {
         self.burn(bytes as u64 / 8).map_err(|_| HelperError::OutOfFuel)
     }
 

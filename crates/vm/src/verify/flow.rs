@@ -260,7 +260,10 @@ impl Analysis<'_> {
             Value::Map(map) => map.layout(self.env.maps).map(|layout| (map, layout.kind())),
             _ => None,
         };
-        let map = known(if helper == helper_id::TAIL_CALL { Reg::R2 } else { Reg::R1 });
+        let map = known(match helper {
+            helper_id::TAIL_CALL | helper_id::PERF_EVENT_OUTPUT => Reg::R2,
+            _ => Reg::R1,
+        });
         if let Some((map, kind)) = map
             && !takes_map(helper, kind)
         {
@@ -353,6 +356,9 @@ fn takes_map(helper: u32, kind: MapKind) -> bool {
         }
         helper_id::MAP_LOOKUP_PERCPU_ELEM => kind == MapKind::PercpuArray,
         helper_id::TAIL_CALL => kind == MapKind::ProgArray,
+        helper_id::PERF_EVENT_READ
+        | helper_id::PERF_EVENT_OUTPUT
+        | helper_id::PERF_EVENT_READ_VALUE => kind == MapKind::PerfEventArray,
         helper_id::CURRENT_TASK_UNDER_CGROUP => kind == MapKind::CgroupArray,
         _ => true,
     }
@@ -364,6 +370,7 @@ fn written_buffer(helper: u32) -> Option<(Reg, Reg)> {
         helper_id::GET_CURRENT_COMM => Some((Reg::R1, Reg::R2)),
         helper_id::SKB_LOAD_BYTES
         | helper_id::SKB_LOAD_BYTES_RELATIVE
+        | helper_id::PERF_EVENT_READ_VALUE
         | helper_id::XDP_LOAD_BYTES => Some((Reg::R3, Reg::R4)),
         _ => None,
     }

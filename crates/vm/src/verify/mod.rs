@@ -388,6 +388,59 @@ mod tests {
     }
 
     #[test]
+    fn helpers_on_events_take_only_maps_of_events_and_those_no_other_helper() {
+        let helpers = [
+            (helper_id::PERF_EVENT_READ, Reg::R1),
+            (helper_id::PERF_EVENT_OUTPUT, Reg::R2),
+            (helper_id::PERF_EVENT_READ_VALUE, Reg::R1),
+        ];
+        let types = [MapType::ARRAY, MapType::PROG_ARRAY, MapType::PERF_EVENT_ARRAY];
+        let maps = types.map(|map_type| {
+            let sizes =
+                MapAttr { key_size: 4, value_size: 4, max_entries: 5, ..MapAttr::default() };
+            Map::create(&MapAttr { map_type, ..sizes }).unwrap().to_ref()
+        });
+        let set = HelperSet::linux();
+        let env = Environment { prog_type: ProgType::XDP, maps: &maps, helpers: &set };
+        let judge = |helper, reg, index| {
+            let [lo, hi] = map_address(reg, index);
+            verify(vec![lo, hi, Insn::call(helper), Insn::exit()], &env).map(drop)
+        };
+        for (helper, reg) in helpers {
+            assert!(judge(helper, reg, 2).is_ok(), "{helper}");
+            for index in [0, 1] {
+                let error = judge(helper, reg, index).unwrap_err();
+                assert!(matches!(error.kind, VerifyErrorKind::MapKind { .. }), "{error}");
+                assert_eq!(error.errno(), Errno::EINVAL);
+            }
+        }
+        let lookup = judge(helper_id::MAP_LOOKUP_ELEM, Reg::R1, 2).unwrap_err();
+        assert_eq!(lookup.errno(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn a_spill_that_a_helper_overwrites_is_forgotten() {
+        let [lo, hi] = map_address(Reg::R1, 1);
+        let read_value = |len| {
+            check(&[
+                lo,
+                hi,
+                Insn::stx_mem(size::DW, Reg::R10, Reg::R1, -8),
+                Insn::mov64_reg(Reg::R3, Reg::R10),
+                Insn::alu64_imm(alu::ADD, Reg::R3, -32),
+                Insn::mov64_imm(Reg::R4, len),
+                Insn::mov64_imm(Reg::R1, 0),
+                Insn::call(helper_id::PERF_EVENT_READ_VALUE),
+                Insn::ldx_mem(size::DW, Reg::R1, Reg::R10, -8),
+                LOOKUP,
+                Insn::exit(),
+            ])
+        };
+        assert_eq!(read_value(25).unwrap().facts[9], Fact::None);
+        assert_eq!(read_value(24).unwrap().facts[9], Fact::Lookup(KnownMap::Listed(1)));
+    }
+
+    #[test]
     fn a_field_that_the_context_lacks_is_refused() {
         let load = Insn::ldx_mem(size::W, Reg::R0, Reg::R1, 64);
         let kind = VerifyErrorKind::CtxAccess { offset: 64, size: 4 };
