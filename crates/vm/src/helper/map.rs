@@ -18,9 +18,7 @@ pub(super) const HELPERS: &[Builtin] = &[
 ];
 
 fn read_index(machine: &mut Machine<'_>, addr: u64) -> Result<u32, HelperError> {
-    let mut key = [0; 4];
-    machine.read(addr, &mut key)?;
-    Ok(u32::from_ne_bytes(key))
+    Ok(machine.load::<4>(addr)? as u32)
 }
 
 fn lookup_elem(machine: &mut Machine<'_>, [map, key, ..]: [u64; 5]) -> Result<u64, HelperError> {
@@ -38,6 +36,9 @@ fn lookup_percpu_elem(
     Ok(map.prog_lookup_percpu_elem(index, cpu as u32).unwrap_or(0))
 }
 
+/// Bytes of what counts as a small value.
+const SMALL: usize = 64;
+
 fn update_elem(
     machine: &mut Machine<'_>,
     [map, key, value, flags, _]: [u64; 5],
@@ -49,8 +50,18 @@ fn update_elem(
         return Err(AccessError { addr, size, write: true, reason }.into());
     }
     let index = read_index(machine, key)?;
-    let value = machine.read_vec(value, map.value_size().into())?;
-    let result = map.prog_update_elem(machine.lane(), index, &value, flags);
+    // Most values are small, and then need no memory of their own.
+    let (mut small, large);
+    let value = if map.value_size() as usize <= SMALL {
+        small = [0; SMALL];
+        let value_here = &mut small[..map.value_size() as usize];
+        machine.read(value, value_here)?;
+        &*value_here
+    } else {
+        large = machine.read_vec(value, map.value_size().into())?;
+        &*large
+    };
+    let result = map.prog_update_elem(machine.lane(), index, value, flags);
     Ok(result.map_err(UpdateError::errno).map_or_else(|errno| errno.to_return(), |()| 0))
 }
 

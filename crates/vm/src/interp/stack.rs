@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::mem::offset_of;
+use std::ops::Range;
 
 use bpfarray::Memory;
 use bpfarray_core::Errno;
@@ -147,15 +148,14 @@ impl Stack {
         write: bool,
     ) -> Option<Result<(&Memory, usize), AccessReason>> {
         let at = usize::try_from(addr.checked_sub(self.base)?).ok()?;
-        if at >= self.memory.len() {
-            return None;
-        }
-        let lent = LOANS..LOANS + self.loans * LOAN_SIZE;
-        let inside = [self.low..STACK_SIZE, lent]
-            .iter()
-            .any(|range| range.contains(&at) && size <= range.end - at);
-        if !inside {
-            return Some(Err(AccessReason::Stack));
+        let is_in = |range: Range<usize>| range.contains(&at) && size <= range.end - at;
+        if !is_in(self.low..STACK_SIZE) {
+            if at >= self.memory.len() {
+                return None;
+            }
+            if !is_in(LOANS..LOANS + self.loans * LOAN_SIZE) {
+                return Some(Err(AccessReason::Stack));
+            }
         }
         if write {
             self.dirty = self.dirty.min(at);
