@@ -407,6 +407,27 @@ mod tests {
     }
 
     #[test]
+    fn room_for_a_sample_alone_is_none_while_losses_are_unreported() {
+        let lane = Lane::enter();
+        let (ring, mut reader) = Ring::new(lane.cpu(), 1).unwrap();
+        for i in 0..171_u64 {
+            let expected = if i < 170 { Ok(()) } else { Err(EventOutputError::NoSpace) };
+            assert_eq!(ring.output(&lane, &[&i.to_ne_bytes()]), expected, "{i}");
+        }
+        // 15 bytes were free. With one record read there is room for the sample, but not for the report too.
+        assert_eq!(reader.next_record(), Some(sample(lane.cpu(), &0_u64.to_ne_bytes())));
+        assert_eq!(ring.output(&lane, &[&[0xff; 8]]), Err(EventOutputError::NoSpace));
+        assert_eq!(reader.next_record(), Some(sample(lane.cpu(), &1_u64.to_ne_bytes())));
+        assert_eq!(ring.output(&lane, &[&[0xff; 8]]), Ok(()));
+        for i in 2..170_u64 {
+            assert_eq!(reader.next_record(), Some(sample(lane.cpu(), &i.to_ne_bytes())));
+        }
+        assert_eq!(reader.next_record(), Some(Record::Lost { cpu: lane.cpu(), count: 2 }));
+        assert_eq!(reader.next_record(), Some(sample(lane.cpu(), &[0xff; 8])));
+        assert_eq!(reader.next_record(), None);
+    }
+
+    #[test]
     fn records_of_every_length_go_around_the_end() {
         let lane = Lane::enter();
         let (ring, mut reader) = Ring::new(lane.cpu(), 2).unwrap();
