@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bpfarray_vm::DEFAULT_FUEL;
+use bpfarray_vm::{DEFAULT_FUEL, Engine};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -85,6 +85,10 @@ pub(crate) struct RunArgs {
     /// About how many instructions one run may take before it is ended
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FUEL)]
     pub(crate) fuel: u64,
+
+    /// What executes the program [default: jit where there is one for the processor]
+    #[arg(long)]
+    engine: Option<EngineName>,
 
     /// Take the types for CO-RE relocations from this BTF file [default: those of the object]
     #[arg(long, value_name = "FILE")]
@@ -189,6 +193,27 @@ pub(crate) struct DumpArgs {
 pub(crate) enum Form {
     /// As it runs: lookups inlined, fields of the context translated
     Xlated,
+    /// The machine code that is made of that
+    Jited,
+}
+
+/// What can execute a program.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, ValueEnum)]
+enum EngineName {
+    /// The interpreter
+    Interp,
+    /// Machine code, made when the program is loaded
+    Jit,
+}
+
+impl RunArgs {
+    pub(crate) fn engine(&self) -> Engine {
+        match self.engine {
+            None => Engine::default(),
+            Some(EngineName::Interp) => Engine::Interp,
+            Some(EngineName::Jit) => Engine::Jit,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ mod dump;
 
 use std::io::Write;
 
-use bpfarray_vm::Loaded;
+use bpfarray_vm::{Engine, Loaded};
 use serde::Serialize;
 
 use crate::args::{DumpArgs, Form, ObjectArgs};
@@ -60,8 +60,10 @@ pub(crate) fn show(args: &ObjectArgs, out: &mut dyn Write) -> Result<(), Error> 
 /// [`Error::File`] about the object, the program that was asked for, or the first one if none can be
 /// made; [`Error::Output`].
 pub(crate) fn dump(args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let Form::Xlated = args.form;
-    let loaded = object::load(&args.object, args.btf.as_deref())?;
+    let loaded = object::load(&args.object, args.btf.as_deref(), Engine::default())?;
+    if args.form == Form::Jited {
+        return dump_jited(&loaded, args, out);
+    }
     if let Some(name) = &args.prog {
         let spec = object::choose(loaded.programs(), Some(name), &args.object)?;
         let dump = Dump::new(&loaded, spec, args)?;
@@ -81,6 +83,33 @@ pub(crate) fn dump(args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
         match &program.code {
             Code::Insns(dump) => write!(out, "{dump}")?,
             Code::Error(error) => writeln!(out, "skipped: {}", Clean(error))?,
+        }
+    }
+    Ok(())
+}
+
+/// Prints the machine code of one program, as text or, with `--opcodes` and in JSON, as bytes too.
+fn dump_jited(loaded: &Loaded, args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Jited<'a> {
+        name: &'a str,
+        bytes: String,
+        text: String,
+    }
+    let spec = object::choose(loaded.programs(), args.prog.as_deref(), &args.object)?;
+    let program = object::program(loaded, spec, &args.object)?;
+    // Nothing, where the interpreter runs the program.
+    let bytes = program.jited().unwrap_or_default();
+    let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = program.disassemble().unwrap_or_default();
+    if args.output.is_json() {
+        let jited = Jited { name: &spec.name, bytes: hex.concat(), text };
+        return Ok(json::write(out, &jited, args.output.pretty)?);
+    }
+    write!(out, "{text}")?;
+    if args.opcodes {
+        for line in hex.chunks(16) {
+            writeln!(out, "{}", line.join(" "))?;
         }
     }
     Ok(())

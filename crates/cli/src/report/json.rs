@@ -33,7 +33,7 @@ pub(crate) fn write_run(
     let report = Report {
         program: run.program,
         prog_type: run.prog_type.to_string(),
-        engine: "interp",
+        engine: run.engine.to_string(),
         runs: run.runs,
         packets_skipped: run.skipped,
         retvals: run.retvals.iter().map(retval).collect(),
@@ -65,7 +65,7 @@ struct Report<'a> {
     program: &'a str,
     #[serde(rename = "type")]
     prog_type: String,
-    engine: &'a str,
+    engine: String,
     runs: u64,
     #[serde(skip_serializing_if = "is_zero")]
     packets_skipped: u64,

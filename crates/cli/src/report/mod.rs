@@ -14,6 +14,7 @@ use bpfarray_core::btf::Btf;
 use bpfarray_core::map::{Kind, LookupError};
 use bpfarray_vm::elf::ProgramSpec;
 use bpfarray_vm::prog_type::ProgType;
+use bpfarray_vm::{Engine, Program};
 
 use crate::events::Received;
 use crate::value::{Column, Value, text_len};
@@ -38,6 +39,7 @@ const TEXT_OF_ELEMENT: u64 = 64;
 pub(crate) struct Run<'a> {
     program: &'a str,
     prog_type: ProgType,
+    engine: Engine,
     /// How often each value was returned.
     retvals: BTreeMap<u32, u64>,
     pub(crate) runs: u64,
@@ -48,9 +50,10 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(spec: &'a ProgramSpec, prog_type: ProgType) -> Self {
+    pub(crate) fn new(spec: &'a ProgramSpec, program: &Program) -> Self {
+        let (prog_type, engine) = (program.prog_type(), program.engine());
         let (retvals, time) = (BTreeMap::new(), Duration::ZERO);
-        Self { program: &spec.name, prog_type, retvals, runs: 0, skipped: 0, time }
+        Self { program: &spec.name, prog_type, engine, retvals, runs: 0, skipped: 0, time }
     }
 
     /// Counts a run.

@@ -164,7 +164,7 @@ fn a_run_that_takes_too_long_is_ended() {
 fn wrong_usage_is_told_apart() {
     let both = format!("run {OBJECT} --pcap {PCAP} --data-in {PCAP}");
     let never = format!("run {OBJECT} --pcap {PCAP} --repeat 0");
-    for args in ["", "run", "walk", "run a b", "prog dump jited x", &both, &never] {
+    for args in ["", "run", "walk", "run a b", "prog dump native x", &both, &never] {
         let output = command(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "bpfarray {args}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "bpfarray {args}");

@@ -120,7 +120,7 @@ fn the_report_has_the_documented_members_in_their_order() {
     assert_eq!(keys(&run), ["program", "type", "engine", "runs", "retvals", "ns_per_run", "maps"]);
     assert_eq!(run["program"], "count_packets");
     assert_eq!(run["type"], "xdp");
-    assert_eq!(run["engine"], "interp");
+    assert_eq!(run["engine"], bpfarray_vm::Engine::default().to_string());
     assert!(run["ns_per_run"].as_f64().unwrap() > 0.0);
     assert_eq!(keys(&run["retvals"][0]), ["value", "name", "count"]);
     let maps = ["packets_by_protocol", "packets_by_port_class", ".rodata", ".data", ".bss"];
