@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bpfarray_core::helper_id;
 
+use crate::prog_type::ProgType;
+
 /// The end of a run by something the program may not do.
 ///
 /// ```
@@ -65,6 +67,9 @@ pub enum FaultKind {
     /// Control ran or jumped out of the program.
     #[error("control left the program")]
     PastEnd,
+    /// The context is one of another program type.
+    #[error("a program of type {0} was given the context of another type")]
+    ContextType(ProgType),
     /// There was no memory for the program's stack.
     #[error("no memory for the stack")]
     NoStack,

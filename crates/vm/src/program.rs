@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::digest::digest;
 use crate::elf::{LoadError, ProgramCode};
 use crate::engine::{Accesses, Engine};
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
 use crate::interp::{Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
@@ -347,13 +347,18 @@ impl Program {
     /// Runs the program once.
     ///
     /// # Errors
-    /// A [`Fault`] ends the run where the program does what it may not, or has used up its fuel. What it had
+    /// [`FaultKind::ContextType`] for a context of another type than the program's. A [`Fault`] ends the run where the
+    /// program does what it may not, or has used up its fuel. What it had
     /// done to maps, packet and context stays done.
     ///
     /// # Kernel
     /// `bpf_prog_run`
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
+        let prog_type = self.prog_type();
+        if !context.is_for(prog_type) {
+            return Err(Fault { program: None, insn: 0, kind: FaultKind::ContextType(prog_type) });
+        }
         let r0 = run(&self.0.executable, context)?;
         Ok(Outcome { r0 })
     }

@@ -190,6 +190,17 @@ fn an_inner_map_that_was_never_in_a_slot_is_out_of_reach() {
 }
 
 #[test]
+fn a_program_is_not_run_with_the_context_of_another_type() {
+    let program = load(&returning(1), &[]);
+    let mut context = Context::new(ProgType::XDP, &[0; 64], None).unwrap();
+    let fault = program.run(&mut context).unwrap_err();
+    assert_eq!(
+        fault.to_string(),
+        "instruction 0: a program of type syscall was given the context of another type"
+    );
+}
+
+#[test]
 fn an_exclusive_map_is_for_the_program_with_its_hash() {
     let array = MapAttr { map_type: MapType::ARRAY, ..ATTR };
     let value = |returned| {

@@ -5,17 +5,17 @@ use bpfarray_core::Errno;
 use super::buffer::Buffer;
 use super::write;
 
-/// Offsets in the memory of the context: `struct bpf_iter__bpf_map_elem`, and behind it what its
-/// first and third field point to.
+/// Offsets in the memory of the context: `struct bpf_iter__bpf_map_elem`, zeroes up to the length that contexts of
+/// tracing programs have, and behind what the first and third field point to.
 mod layout {
     pub(super) const META: usize = 0;
     pub(super) const MAP: usize = 8;
     pub(super) const KEY: usize = 16;
     pub(super) const VALUE: usize = 24;
     /// `struct bpf_iter_meta`: the address of the output, an id and a number.
-    pub(super) const THE_META: usize = 32;
-    pub(super) const THE_KEY: usize = 56;
-    pub(super) const SIZE: usize = 64;
+    pub(super) const THE_META: usize = 96;
+    pub(super) const THE_KEY: usize = 120;
+    pub(super) const SIZE: usize = 128;
 }
 
 /// What a program is called for.

@@ -230,6 +230,20 @@ impl Context {
         }
     }
 
+    /// Whether programs of this type can be called with it.
+    #[inline]
+    pub(crate) fn is_for(&self, prog_type: ProgType) -> bool {
+        match &self.kind {
+            Kind::Bytes(own) => *own == prog_type,
+            Kind::Xdp(_) => prog_type == ProgType::XDP,
+            Kind::Skb(skb) if skb.is_classifier() => {
+                matches!(prog_type, ProgType::SCHED_CLS | ProgType::SCHED_ACT)
+            }
+            Kind::Skb(_) => prog_type == ProgType::SOCKET_FILTER,
+            Kind::MapElem(_) => prog_type == ProgType::TRACING,
+        }
+    }
+
     #[inline]
     pub(crate) fn buffer(&self) -> &Buffer {
         &self.buffer
