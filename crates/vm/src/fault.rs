@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use bpfarray_core::helper_id;
 
+use crate::prog_type::ProgType;
+
 /// The end of a run by something the program may not do.
 ///
 /// ```
@@ -65,6 +67,9 @@ pub enum FaultKind {
     /// Control ran or jumped out of the program.
     #[error("control left the program")]
     PastEnd,
+    /// The context is not one that a program of this type takes.
+    #[error("the context is not one of a program of type {0}")]
+    WrongContext(ProgType),
     /// There was no memory for the program's stack.
     #[error("no memory for the stack")]
     NoStack,

@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::digest::digest;
 use crate::elf::{LoadError, ProgramCode};
 use crate::engine::{Accesses, Engine};
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
 use crate::interp::{Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
@@ -317,6 +317,11 @@ impl Program {
         self.0.executable.compiled.as_deref().map(|compiled| compiled.accesses())
     }
 
+    /// Whether the memory access of instruction `insn` of [`Program::xlated`] was proved to be allowed in every run.
+    pub fn is_proven(&self, insn: usize) -> bool {
+        self.0.xlated.safety(insn) == Safety::Proven
+    }
+
     /// The source line that instruction `insn` of [`Program::xlated`] comes from.
     pub fn source_line(&self, insn: usize) -> Option<&SourceLine> {
         line_of(&self.0.lines, self.0.xlated.origin(insn))
@@ -354,6 +359,10 @@ impl Program {
     /// `bpf_prog_run`
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
+        if !context.fits(self.prog_type()) {
+            let kind = FaultKind::WrongContext(self.prog_type());
+            return Err(Fault { program: None, insn: 0, kind });
+        }
         let r0 = run(&self.0.executable, context)?;
         Ok(Outcome { r0 })
     }

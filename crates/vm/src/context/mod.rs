@@ -11,6 +11,7 @@ use std::mem::offset_of;
 use bpfarray_core::Errno;
 
 pub(crate) use buffer::Buffer;
+pub(crate) use convert::min_len;
 pub use convert::{CtxAccess, convert_ctx_access};
 pub(crate) use iter::{Element, MapElem, Seq};
 pub(crate) use skb::{HeaderStart, Skb};
@@ -228,6 +229,19 @@ impl Context {
             Kind::MapElem(elem) => Some((&mut elem.seq, MapElem::seq_addr(&self.buffer))),
             _ => None,
         }
+    }
+
+    /// Whether what the verifier takes for granted about contexts of programs of this type holds for this one.
+    pub(crate) fn fits(&self, prog_type: ProgType) -> bool {
+        let Some(len) = min_len(prog_type) else { return true };
+        let same = match (&self.kind, prog_type) {
+            (Kind::Xdp(_), ProgType::XDP) => true,
+            (Kind::Skb(skb), ProgType::SOCKET_FILTER) => !skb.is_classifier(),
+            (Kind::Skb(skb), ProgType::SCHED_CLS | ProgType::SCHED_ACT) => skb.is_classifier(),
+            (Kind::Bytes(_), _) => convert::bytes_ctx_len(prog_type).is_some(),
+            _ => false,
+        };
+        same && self.buffer.ctx_len() >= len
     }
 
     #[inline]

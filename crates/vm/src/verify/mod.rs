@@ -4,9 +4,16 @@
 //! unknown helpers, maps that a helper cannot take, fields a context does not have. What depends
 //! on run time is left to the checks of the engine.
 
+mod call;
+mod explore;
 mod fields;
 mod flow;
+mod memory;
+mod range;
+mod state;
 mod structure;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use structure::{function_target, jump_target};
 
@@ -232,12 +239,12 @@ impl VerifyError {
 pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified, VerifyError> {
     let functions = structure::check(&insns, env)?;
     let facts = flow::analyse(&insns, &functions, env)?;
-    let safety = vec![Safety::Guarded; insns.len()];
+    let safety = explore::explore(&insns, &functions, &facts, env);
     Ok(Verified { insns, facts, safety })
 }
 
 #[cfg(test)]
-mod tests {
+mod form_tests {
     use bpfarray::Map;
     use bpfarray_core::attr::{MapAttr, MapType};
     use bpfarray_core::insn::{Reg, alu, class, jmp, mode, pseudo, size};
