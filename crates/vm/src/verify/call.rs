@@ -1,6 +1,6 @@
 //! What calls of helpers leave behind.
 
-use bpfarray::MapRef;
+use bpfarray_core::attr::MapFlags;
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::Reg;
 use bpfarray_core::map::Kind as MapKind;
@@ -72,7 +72,9 @@ fn forget_all(state: &mut State) {
 
 impl Explorer<'_> {
     pub(super) fn call(&mut self, at: usize, helper: u32, state: &mut State) {
-        let known = self.env.helpers.get(helper).is_some_and(|helper| helper.is_builtin());
+        // A tail call is an instruction of the engine's.
+        let known = helper == helper_id::TAIL_CALL
+            || self.env.helpers.get(helper).is_some_and(|helper| helper.is_builtin());
         let result = match helper {
             _ if !known => {
                 // A host's helper may write where it wants and call functions.
@@ -82,8 +84,8 @@ impl Explorer<'_> {
             }
             helper_id::MAP_LOOKUP_ELEM => self.lookup(at, state),
             helper_id::MAP_LOOKUP_PERCPU_ELEM => {
-                let value = self.own_map(state.get(Reg::R1));
-                self.element(at, value, true, state)
+                let map = self.map_with_values(state.get(Reg::R1));
+                Self::element(at, map, false, state)
             }
             helper_id::FOR_EACH_MAP_ELEM | helper_id::LOOP => {
                 let callback = state.get(Reg::R2);
@@ -99,7 +101,7 @@ impl Explorer<'_> {
                 Value::UNKNOWN
             }
             helper_id::TIMER_SET_CALLBACK => {
-                self.let_anything_call();
+                self.call_later(state.get(Reg::R1), state.get(Reg::R2));
                 Value::UNKNOWN
             }
             helper_id::TAIL_CALL => {
@@ -122,6 +124,25 @@ impl Explorer<'_> {
         };
         state.clobber_caller_saved();
         state.set(Reg::R0, result);
+    }
+
+    /// A timer calls a function with map, key and value, from nowhere.
+    fn call_later(&mut self, timer: Value, function: Value) {
+        let (Value::Pointer(timer), Value::Pointer(function)) = (timer, function) else {
+            return self.let_anything_call();
+        };
+        match (timer.base, function.base) {
+            (Base::Value(map @ KnownMap::Listed(_)), Base::Function(target))
+                if timer.lo == timer.hi && !timer.maybe_null =>
+            {
+                let mut args = [Value::UNKNOWN; 5];
+                args[0] = Value::Pointer(Pointer::to(Base::Map(map)));
+                args[1] = Value::Pointer(Pointer::to(Base::Key));
+                args[2] = Value::Pointer(Pointer::to(Base::Value(map)));
+                self.start(target, args);
+            }
+            _ => self.let_anything_call(),
+        }
     }
 
     fn take_effect(&self, effect: Effect, state: &mut State) {
@@ -148,32 +169,28 @@ impl Explorer<'_> {
         }
     }
 
-    /// The program's own map whose address this is, if its elements have addresses.
-    fn own_map(&self, value: Value) -> Option<(u32, &MapRef)> {
-        let Value::Pointer(Pointer { base: Base::Map(KnownMap::Listed(index)), .. }) = value else {
+    /// The map whose address this is, if its elements have addresses.
+    pub(super) fn map_with_values(&self, value: Value) -> Option<KnownMap> {
+        let Value::Pointer(Pointer { base: Base::Map(map), maybe_null: false, .. }) = value else {
             return None;
         };
-        let map = self.env.maps.get(index as usize)?;
-        let has_values = matches!(map.layout().kind(), MapKind::Array | MapKind::PercpuArray);
-        has_values.then_some((index, map))
+        let kind = map.layout(self.env.maps)?.kind();
+        matches!(kind, MapKind::Array | MapKind::PercpuArray).then_some(map)
     }
 
-    /// The map to whose elements a callback for each gets pointers.
-    pub(super) fn elements_of(&self, map: Value) -> Option<u32> {
-        self.own_map(map).map(|(index, _)| index)
-    }
-
-    fn element(
-        &self,
-        at: usize,
-        map: Option<(u32, &MapRef)>,
-        maybe_null: bool,
-        state: &mut State,
-    ) -> Value {
-        let Some((index, _)) = map else { return Value::UNKNOWN };
+    /// The address of an element, or 0 unless it is sure to be there.
+    fn element(at: usize, map: Option<KnownMap>, there: bool, state: &mut State) -> Value {
+        let Some(map) = map else { return Value::UNKNOWN };
         fresh(state, at + 1);
-        let id = if maybe_null { at + 1 } else { 0 };
-        Value::Pointer(Pointer { id, maybe_null, ..Pointer::to(Base::Value(index)) })
+        let id = if there { 0 } else { at + 1 };
+        Value::Pointer(Pointer { id, maybe_null: !there, ..Pointer::to(Base::Value(map)) })
+    }
+
+    /// Whether a map has an element with this index, whichever of the maps it is that it can be.
+    fn has_index(&self, map: KnownMap, index: Option<u64>) -> bool {
+        let layout = map.layout(self.env.maps);
+        let layout = layout.filter(|layout| !layout.map_flags().contains(MapFlags::INNER_MAP));
+        layout.zip(index).is_some_and(|(layout, index)| index < u64::from(layout.max_entries()))
     }
 
     fn lookup(&mut self, at: usize, state: &mut State) -> Value {
@@ -187,24 +204,20 @@ impl Explorer<'_> {
         // What is put in the call's place reads not only the key but also, with some maps, the map, which has
         // to be the one that it is made for, and there.
         let inlined = match map {
-            Value::Pointer(Pointer { base: Base::Map(map), maybe_null, .. }) => {
-                let own = matches!(map, KnownMap::Listed(_));
-                let kind = map.layout(self.env.maps).map(|layout| layout.kind());
-                let reads_key_only = kind == Some(MapKind::Array) && !maybe_null;
-                self.facts[at] == Fact::Lookup(map) && (own || reads_key_only)
+            Value::Pointer(Pointer { base: Base::Map(map), maybe_null: false, .. }) => {
+                self.facts[at] == Fact::Lookup(map)
             }
             _ => false,
         };
         self.note(at, key.is_some() && inlined);
-        if let Some((_, own)) = self.own_map(map) {
+        if let Some(known) = self.map_with_values(map) {
             let index = match key {
                 Some(Pointer { base: Base::Stack(frame), lo, hi, .. }) if lo == hi => {
                     state.load(frame, lo, KEY_SIZE).and_then(|index| index.number().value())
                 }
                 _ => None,
             };
-            let there = index.is_some_and(|index| index < u64::from(own.max_entries()));
-            return self.element(at, self.own_map(map), !there, state);
+            return Self::element(at, Some(known), self.has_index(known, index), state);
         }
         match map {
             Value::Pointer(Pointer { base: Base::Map(KnownMap::Listed(outer)), .. }) => {

@@ -239,7 +239,7 @@ impl Explorer<'_> {
         } else {
             (args[0], args[3]) = (map, third);
             args[1] = Value::Pointer(Pointer::to(Base::Key));
-            if let Some(map) = self.elements_of(map) {
+            if let Some(map) = self.map_with_values(map) {
                 args[2] = Value::Pointer(Pointer::to(Base::Value(map)));
             }
         }
@@ -249,9 +249,15 @@ impl Explorer<'_> {
     /// From now on, somebody may call any function with anything.
     pub(super) fn let_anything_call(&mut self) {
         if !std::mem::replace(&mut self.any_calls, true) {
-            let roots = self.functions.iter();
-            self.pending.extend(roots.map(|at| (*at, State::entry([Value::UNKNOWN; 5]))));
+            for &function in self.functions {
+                self.start(function, [Value::UNKNOWN; 5]);
+            }
         }
+    }
+
+    /// Follows a function that is called when nothing else runs.
+    pub(super) fn start(&mut self, function: usize, args: [Value; 5]) {
+        self.pending.push((function, State::entry(args)));
     }
 
     fn load_imm64(&self, at: usize, insn: Insn) -> Value {
@@ -260,7 +266,8 @@ impl Explorer<'_> {
             pseudo::MAP_IDX => Pointer::to(Base::Map(KnownMap::Listed(insn.imm as u32))),
             pseudo::MAP_IDX_VALUE => {
                 let off = i64::from(high);
-                Pointer { lo: off, hi: off, ..Pointer::to(Base::Value(insn.imm as u32)) }
+                let map = KnownMap::Listed(insn.imm as u32);
+                Pointer { lo: off, hi: off, ..Pointer::to(Base::Value(map)) }
             }
             pseudo::FUNC => match function_target(at, insn) {
                 Some(target) => Pointer::to(Base::Function(target as usize)),

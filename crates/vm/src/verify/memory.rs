@@ -6,7 +6,7 @@ use bpfarray_core::insn::{Insn, Reg, atomic, class, mode, size};
 use super::explore::{Explorer, fresh};
 use super::range::Range;
 use super::state::{Base, Pointer, Slot, State, Value};
-use super::{Environment, Fact, ProgType};
+use super::{Environment, Fact, KnownMap, ProgType};
 
 /// Bytes of a function's stack frame.
 const FRAME: i64 = crate::interp::FRAME_SIZE as i64;
@@ -29,15 +29,20 @@ pub(super) fn is_allowed(
         Base::Stack(_) => lo >= -FRAME && hi <= 0,
         Base::Packet => lo >= 0 && hi <= pointer.range,
         Base::Key => lo >= 0 && hi <= KEY,
-        Base::Value(map) => env.maps.get(map as usize).is_some_and(|map| {
-            let denied = if write { MapFlags::RDONLY_PROG } else { MapFlags::WRONLY_PROG };
-            lo >= 0
-                && hi <= i64::from(map.value_size())
-                && !map.map_flags().contains(denied)
-                && map.special_fields().is_empty()
-        }),
+        Base::Value(map) => is_in_value(env, map, lo, hi, write),
         Base::Ctx | Base::PacketEnd | Base::Map(_) | Base::Function(_) => false,
     }
+}
+
+fn is_in_value(env: &Environment<'_>, map: KnownMap, lo: i64, hi: i64, write: bool) -> bool {
+    let (Some(layout), Some(fields)) = (map.layout(env.maps), map.special_fields(env.maps)) else {
+        return false;
+    };
+    let denied = if write { MapFlags::RDONLY_PROG } else { MapFlags::WRONLY_PROG };
+    lo >= 0
+        && hi <= i64::from(layout.value_size())
+        && !layout.map_flags().contains(denied)
+        && fields.overlapping(lo as u64, (hi - lo) as u64).is_none()
 }
 
 /// Whether a context of this type always has all bytes that [`crate::context::convert_ctx_access`] knows of.

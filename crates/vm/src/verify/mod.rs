@@ -18,6 +18,7 @@ mod tests;
 pub(crate) use structure::{function_target, jump_target};
 
 use bpfarray::MapRef;
+use bpfarray_core::btf::SpecialFields;
 use bpfarray_core::map::Kind;
 use bpfarray_core::map::array::DirectValueError;
 use bpfarray_core::{Errno, Layout, helper_id, insn::Insn};
@@ -86,6 +87,14 @@ impl KnownMap {
         match self {
             Self::Listed(map) => maps.get(map as usize).map(MapRef::layout),
             Self::Inner(outer) => maps.get(outer as usize).and_then(MapRef::inner_template),
+        }
+    }
+
+    /// The special fields that values of all maps have which it can be.
+    fn special_fields(self, maps: &[MapRef]) -> Option<&SpecialFields> {
+        match self {
+            Self::Listed(map) => maps.get(map as usize).map(MapRef::special_fields),
+            Self::Inner(outer) => maps.get(outer as usize).and_then(MapRef::inner_fields),
         }
     }
 

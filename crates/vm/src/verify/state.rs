@@ -17,8 +17,8 @@ pub(super) enum Base {
     PacketEnd,
     /// A map itself; for an inner one perhaps 0.
     Map(KnownMap),
-    /// An element of one of the program's own maps, by its index.
-    Value(u32),
+    /// An element of a map. Inner maps that a program has found stay until it ends.
+    Value(KnownMap),
     /// The key that a callback for each element gets.
     Key,
     Function(usize),
