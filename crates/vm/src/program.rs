@@ -317,6 +317,11 @@ impl Program {
         self.0.executable.compiled.as_deref().map(|compiled| compiled.accesses())
     }
 
+    /// Whether the memory access of instruction `insn` of [`Program::xlated`] was proved to be allowed in every run.
+    pub fn is_proven(&self, insn: usize) -> bool {
+        self.0.xlated.safety(insn) == Safety::Proven
+    }
+
     /// The source line that instruction `insn` of [`Program::xlated`] comes from.
     pub fn source_line(&self, insn: usize) -> Option<&SourceLine> {
         line_of(&self.0.lines, self.0.xlated.origin(insn))

@@ -133,6 +133,16 @@ fn elsewhere(fields: &[Field], off: usize) -> Option<CtxAccess> {
     })
 }
 
+/// Bytes that the native structure of a program of this type has at least; `None` where it depends on the run.
+pub(crate) fn min_len(prog_type: ProgType) -> Option<usize> {
+    match prog_type {
+        ProgType::XDP => Some(xdp_buff::SIZE),
+        ProgType::SOCKET_FILTER | ProgType::SCHED_CLS | ProgType::SCHED_ACT => Some(sk_buff::SIZE),
+        ProgType::TRACING => None,
+        _ => bytes_ctx_len(prog_type),
+    }
+}
+
 /// Bytes of a context that programs of this type may only read, or `None` for any other type.
 pub(super) fn bytes_ctx_len(prog_type: ProgType) -> Option<usize> {
     const PT_REGS: usize = 168;

@@ -11,6 +11,7 @@ use std::mem::offset_of;
 use bpfarray_core::Errno;
 
 pub(crate) use buffer::Buffer;
+pub(crate) use convert::min_len;
 pub use convert::{CtxAccess, convert_ctx_access};
 pub(crate) use iter::{Element, MapElem, Seq};
 pub(crate) use skb::{HeaderStart, Skb};

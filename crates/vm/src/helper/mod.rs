@@ -59,6 +59,8 @@ pub struct Helper {
     function: Arc<Function>,
     /// From how many registers it takes arguments.
     args: u8,
+    /// Whether it is ours, and does no more than the verifier knows of it.
+    is_builtin: bool,
 }
 
 impl Helper {
@@ -70,6 +72,10 @@ impl Helper {
     /// From how many registers, beginning with r1, it takes arguments.
     pub(crate) fn args(&self) -> usize {
         self.args.into()
+    }
+
+    pub(crate) fn is_builtin(&self) -> bool {
+        self.is_builtin
     }
 
     /// Runs the helper for a program that may call it now.
@@ -124,7 +130,8 @@ impl HelperSet {
         for &(id, function) in tables.into_iter().flatten() {
             if let Some(name) = helper_id::name(id) {
                 let (name, function) = (name.into(), Arc::new(function));
-                set.helpers.insert(id, Helper { id, name, function, args: args(id) });
+                set.helpers
+                    .insert(id, Helper { id, name, function, args: args(id), is_builtin: true });
             }
         }
         set
@@ -148,8 +155,8 @@ impl HelperSet {
         + Sync
         + 'static,
     ) {
-        self.helpers
-            .insert(id, Helper { id, name: name.into(), function: Arc::new(function), args: 5 });
+        let (name, function) = (name.into(), Arc::new(function));
+        self.helpers.insert(id, Helper { id, name, function, args: 5, is_builtin: false });
     }
 
     /// Whether programs can call a helper of this number.

@@ -474,6 +474,8 @@ impl<'a> Walk<'a> {
             }
             _ if signed => Value::Number,
             _ if !plain => by_size,
+            // A guess, which only says where a check looks first.
+            _ if size == 8 && base == Value::Ctx => Value::Packet,
             Access::Proven if size == 8 => match addr {
                 Value::Range(range) if !range.or_zero => self
                     .subject
@@ -483,7 +485,6 @@ impl<'a> Walk<'a> {
                     .map_or(Value::Number, Value::Pptr),
                 _ => Value::Number,
             },
-            _ if size == 8 && base == Value::Ctx => Value::Packet,
             // A field of the context may be wider there than the load is.
             Access::Anywhere if size == 4 => Value::Number,
             _ => by_size,

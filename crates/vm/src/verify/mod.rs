@@ -4,13 +4,21 @@
 //! unknown helpers, maps that a helper cannot take, fields a context does not have. What depends
 //! on run time is left to the checks of the engine.
 
+mod call;
+mod explore;
 mod fields;
 mod flow;
+mod memory;
+mod range;
+mod state;
 mod structure;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use structure::{function_target, jump_target};
 
 use bpfarray::MapRef;
+use bpfarray_core::btf::SpecialFields;
 use bpfarray_core::map::Kind;
 use bpfarray_core::map::array::DirectValueError;
 use bpfarray_core::{Errno, Layout, helper_id, insn::Insn};
@@ -79,6 +87,14 @@ impl KnownMap {
         match self {
             Self::Listed(map) => maps.get(map as usize).map(MapRef::layout),
             Self::Inner(outer) => maps.get(outer as usize).and_then(MapRef::inner_template),
+        }
+    }
+
+    /// The special fields that values of all maps have which it can be.
+    fn special_fields(self, maps: &[MapRef]) -> Option<&SpecialFields> {
+        match self {
+            Self::Listed(map) => maps.get(map as usize).map(MapRef::special_fields),
+            Self::Inner(outer) => maps.get(outer as usize).and_then(MapRef::inner_fields),
         }
     }
 
@@ -232,12 +248,12 @@ impl VerifyError {
 pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified, VerifyError> {
     let functions = structure::check(&insns, env)?;
     let facts = flow::analyse(&insns, &functions, env)?;
-    let safety = vec![Safety::Guarded; insns.len()];
+    let safety = explore::explore(&insns, &functions, &facts, env);
     Ok(Verified { insns, facts, safety })
 }
 
 #[cfg(test)]
-mod tests {
+mod form_tests {
     use bpfarray::Map;
     use bpfarray_core::attr::{MapAttr, MapType};
     use bpfarray_core::insn::{Reg, alu, class, jmp, mode, pseudo, size};
