@@ -68,7 +68,7 @@ pub use element::{Element, Integer, ShapeError};
 pub use fields::{
     ElementField, ElementLock, Kptr, KptrError, TimerCallback, TimerError, TimerStart,
 };
-pub use file::{FileError, HeaderError, SharedLanes};
+pub use file::{FileError, HeaderError, SharedLanes, count_as_writer};
 pub use lane::{InLane, Lane, synchronize};
 pub use map::{Map, MapInfo, MapRef};
 pub use mapping::{Mapping, MappingError};

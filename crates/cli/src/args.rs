@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bpfarray_vm::{DEFAULT_FUEL, Engine};
@@ -24,6 +25,14 @@ Examples:
 
 Exit status: 0 if all went well, 1 for bad input or a program that failed, 2 for wrong usage.";
 
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  bpfarray exec -- bpftool map create /sys/fs/bpf/m type array key 4 value 8 entries 4 name m
+  bpfarray exec -- bpftool map dump pinned /sys/fs/bpf/m
+  bpfarray exec --trace -- python3 client.py
+
+Exit status: that of the program; 1 if it is not run.";
+
 /// Runs compiled BPF objects and shows their array maps, without a kernel.
 #[derive(Debug, Parser)]
 #[command(name = "bpfarray", version, after_help = EXAMPLES, max_term_width = 100)]
@@ -46,6 +55,9 @@ pub(crate) enum Command {
     /// Look at the maps of an object
     #[command(subcommand)]
     Map(MapCommand),
+    /// Run a program that was written for Linux BPF, with its bpf(2) calls answered here
+    #[command(after_help = EXEC_EXAMPLES)]
+    Exec(ExecArgs),
     /// Print the completions of a shell, to be put where it looks for them
     Completions {
         /// Which shell
@@ -104,6 +116,30 @@ pub(crate) struct RunArgs {
     /// `elements_not_shown`. Tables look for elements that are not zero in the first 64 MiB of values.
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+/// What it makes are files in the root directory: BPFARRAY_ROOT, or this user's own one in memory. Other programs that
+/// are run this way find them by their ids, and by paths under /sys/fs/bpf.
+///
+/// Programs that are statically linked, or that change their user or capabilities when they start, are refused: their calls
+/// would reach the kernel.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Print each bpf(2) call and its result to stderr
+    #[arg(long)]
+    pub(crate) trace: bool,
+
+    /// Keep objects in this directory, which is made if there is none
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// Only tell whether the library is loaded
+    #[arg(long, hide = true)]
+    pub(crate) probe: bool,
+
+    /// Program and its arguments
+    #[arg(last = true, value_name = "PROGRAM", required_unless_present = "probe")]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bpfarray::perf::PerfBufferError;
 use bpfarray_core::btf::BtfError;
+use bpfarray_syscall::RootError;
 use bpfarray_vm::context::ContextError;
 use bpfarray_vm::elf::LoadError;
 use bpfarray_vm::fault::Fault;
@@ -73,6 +74,24 @@ pub(crate) enum Kind {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Context(#[from] ContextError),
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error("no program to run")]
+    NoProgram,
+    #[error("no such program in PATH")]
+    NotInPath,
+    #[error("statically linked, so its calls cannot be answered here")]
+    Static,
+    #[error(
+        "changes its user or capabilities when it starts, so its calls cannot be answered here"
+    )]
+    Privileged,
+    #[error("the library that answers calls is not there; BPFARRAY_PRELOAD can name it")]
+    NoLibrary,
+    #[error("the dynamic loader takes no library whose path has a blank or a colon")]
+    LibraryPath,
+    #[error("the dynamic loader does not load the library")]
+    NotLoaded,
     #[error("there are no programs in it")]
     NoPrograms,
     #[error("there is no program '{name}' in it, only {}", list(.available))]

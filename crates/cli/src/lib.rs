@@ -17,6 +17,7 @@ mod clean;
 mod ctype;
 mod error;
 mod events;
+mod exec;
 mod input;
 mod map;
 mod object;
@@ -46,6 +47,7 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
         Command::Prog(ProgCommand::Show(args)) => prog::show(args, out),
         Command::Prog(ProgCommand::Dump(args)) => prog::dump(args, out),
         Command::Map(MapCommand::Show(args)) => map::show(args, out),
+        Command::Exec(args) => exec::exec(args),
         Command::Completions { shell } => {
             // Through a buffer: the generator panics when it cannot write.
             let mut script = Vec::new();

@@ -10,6 +10,7 @@ mod btf;
 pub mod compare;
 pub mod corpus;
 mod create;
+pub mod door;
 mod events;
 pub mod flows;
 pub mod gen_lookup;

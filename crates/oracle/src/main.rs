@@ -21,6 +21,8 @@ enum Command {
     Ops(Campaign),
     /// Compare random operations on values with special fields
     Fields(Campaign),
+    /// Compare raw attribute blocks of bpf(2)
+    Door(Campaign),
     /// Compare random map creations
     Creations(Campaign),
     /// Compare the instructions of random inlined lookups and tail calls
@@ -76,6 +78,10 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
     match command {
         Command::Ops(c) => operations(kernel, &c, Case::random)?,
         Command::Fields(c) => operations(kernel, &c, Case::with_fields)?,
+        Command::Door(c) => {
+            let done = oracle::door::compare(kernel, c.seed, c.count)?;
+            println!("{done} calls: no difference");
+        }
         Command::Creations(c) => {
             compare::creations(kernel, c.seed, c.count)?;
             println!("{} creations: no difference", c.count);

@@ -28,6 +28,10 @@ const TESTS: &[(&str, Test)] = &[
         assert_eq!(done.skipped, 0);
         Ok(())
     }),
+    ("raw_attribute_blocks_answer_as_the_kernels", |kernel| {
+        oracle::door::compare(kernel, 1, 20_000)?;
+        Ok(())
+    }),
     ("lookups_and_tail_calls_become_the_instructions_of_the_kernel", |kernel| {
         Ok(compare::lookups(kernel, 1, 2_000)?)
     }),

@@ -226,6 +226,13 @@ impl Header {
         header
     }
 
+    /// The same header with the id under which a directory lists the file.
+    pub(crate) fn with_id(mut self, id: u32) -> Self {
+        self.id = id.into();
+        self.checksum = self.sum().into();
+        self
+    }
+
     /// FNV-1a of all bytes before the checksum.
     fn sum(&self) -> u64 {
         let bytes = self.as_bytes();

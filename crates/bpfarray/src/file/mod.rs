@@ -42,6 +42,19 @@ const LONG_WRITERS: u64 = (1 << 62) - 1;
 /// The byte whose lock is the `bpf_spin_lock` of element 0. No file is that long either.
 const FIRST_VALUE_LOCK: u64 = 1 << 61;
 
+/// Makes an open map file count as a writer for as long as it is open, so that nobody can freeze the map: what a
+/// writable mapping needs that is made of it. `false` if somebody is freezing the map just now.
+///
+/// # Errors
+/// What the system says of a lock on a byte of the file.
+///
+/// # Kernel
+/// `bpf_map_write_active_inc`
+#[doc(alias = "bpf_map_write_active_inc")]
+pub fn count_as_writer(file: &File) -> std::io::Result<bool> {
+    try_lock(file, LONG_WRITERS, LockKind::Shared)
+}
+
 /// The file under a map, opened once in a process.
 pub(crate) struct MapFile {
     /// Device and inode.

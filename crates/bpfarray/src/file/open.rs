@@ -80,8 +80,22 @@ impl Map {
         attr: &MapAttr,
         btf: &[u8],
     ) -> Result<Self, FileError> {
+        Self::create_file_with_id(path, attr, btf, 0)
+    }
+
+    /// Creates a map file that a directory of maps lists under an id, which the file's header names.
+    ///
+    /// # Errors
+    /// As [`Map::create_file`].
+    pub fn create_file_with_id(
+        path: impl AsRef<Path>,
+        attr: &MapAttr,
+        btf: &[u8],
+        id: u32,
+    ) -> Result<Self, FileError> {
         let path = path.as_ref();
-        let (content, mode) = content(path, attr, btf)?;
+        let (mut content, mode) = content(path, attr, btf)?;
+        content.header = content.header.with_id(id);
         adopt(path, disk::create(path, &content)?, mode, false)
     }
 

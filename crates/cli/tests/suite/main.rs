@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bpftool;
+mod exec;
 mod mutation;
 mod run;
 mod show;

@@ -1,0 +1,95 @@
+//! What single calls of bpf(2) cost, here and in the live kernel, in one run. The preload library adds a test of the call's
+//! number.
+//!
+//! **Invariant.** Addresses in blocks are of the buffers beside them, which are as long as a key or a value.
+//!
+//! `cargo bench -p oracle --bench calls` prints one table; `-- --quick` a rough one.
+
+#![allow(unsafe_code)]
+#![allow(
+    clippy::expect_used,
+    reason = "a benchmark that cannot run has nothing better to do than stop"
+)]
+
+use std::hint::black_box;
+
+use bpfarray_syscall::{Kernel as Door, Root};
+use oracle::Kernel;
+use oracle::measure::{Rounds, line};
+
+const CREATE: [u32; 4] = [2, 4, 8, 1024];
+
+/// A call of bpf(2).
+trait Call {
+    /// # Safety
+    /// What the command writes to must be the caller's.
+    unsafe fn bpf(&self, cmd: u32, block: &[u64; 4], size: u32) -> i64;
+}
+
+struct Live;
+
+impl Call for Live {
+    unsafe fn bpf(&self, cmd: u32, block: &[u64; 4], size: u32) -> i64 {
+        // SAFETY: the caller's promise.
+        unsafe { libc::syscall(libc::SYS_bpf, cmd, block.as_ptr(), size) }
+    }
+}
+
+impl Call for Door {
+    unsafe fn bpf(&self, cmd: u32, block: &[u64; 4], size: u32) -> i64 {
+        let at = block.as_ptr().expose_provenance() as u64;
+        // SAFETY: the caller's promise.
+        unsafe { Self::bpf(self, cmd, at, size) }.map_or(-1, i64::from)
+    }
+}
+
+fn create(side: &impl Call) -> u64 {
+    let [a, b, c, d] = CREATE.map(u64::from);
+    // SAFETY: the command writes to no address.
+    let fd = unsafe { side.bpf(0, &[a | b << 32, c | d << 32, 0, 0], 16) };
+    u64::try_from(fd).expect("BPF_MAP_CREATE")
+}
+
+/// Calls a command on element after element.
+fn run(side: &impl Call, cmd: u32, fd: u64, value: &mut u64, count: u64) {
+    for number in 0..count {
+        let key = (number & 1023) as u32;
+        let key_at = (&raw const key).expose_provenance() as u64;
+        let value_at = (&raw mut *value).expose_provenance() as u64;
+        // SAFETY: the command writes at most a value of 8 bytes, to `value`.
+        let result = unsafe { side.bpf(cmd, &black_box([fd, key_at, value_at, 0]), 32) };
+        assert_eq!(result, 0);
+    }
+}
+
+fn main() {
+    let rounds = Rounds::from_args();
+    let directory = std::env::temp_dir().join(format!("bpfarray-calls-{}", std::process::id()));
+    let door = Door::new(Root::open(&directory).expect("root directory"));
+    let ours = create(&door);
+    let kernel = Kernel::available();
+    if let Err(why) = &kernel {
+        println!("no live kernel to compare with: {why}");
+    }
+    let theirs = kernel.is_ok().then(|| create(&Live));
+    let mut on_stack = [0_u64; 2];
+    // So large that it is no part of the heap, and each copy takes a system call.
+    let mut mapped = vec![0_u64; 1 << 20];
+    for (cmd, what, is_mapped) in [
+        (1, "LOOKUP_ELEM", false),
+        (2, "UPDATE_ELEM", false),
+        (1, "LOOKUP_ELEM, value in mapped memory", true),
+        (2, "UPDATE_ELEM, value in mapped memory", true),
+    ] {
+        let place = if is_mapped { &mut mapped[..] } else { &mut on_stack[..] };
+        let (here, there) = place.split_at_mut(1);
+        let [ns, kernels] =
+            rounds.compare([&mut |n| run(&door, cmd, ours, &mut here[0], n), &mut |n| {
+                if let Some(fd) = theirs {
+                    run(&Live, cmd, fd, &mut there[0], n);
+                }
+            }]);
+        line(what, ns, "slower: the kernel", kernels / ns, "");
+    }
+    let _ = std::fs::remove_dir_all(directory);
+}

@@ -1,0 +1,74 @@
+//! Ids of objects.
+
+use bpfarray_core::Errno;
+use bpfarray_core::attr::MapFlags;
+use bpfarray_core::map::HandleMode;
+
+use crate::attr::Attr;
+use crate::kernel::Kernel;
+use crate::root::Kind;
+
+const START_ID: usize = 0;
+const NEXT_ID: usize = 4;
+const END_OF_NEXT_ID: usize = 8;
+const ID: usize = 0;
+const OPEN_FLAGS: usize = 8;
+const END_OF_MAP_FD: usize = 12;
+const END_OF_BTF_FD: usize = 16;
+
+pub(super) fn next_map(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    next(kernel, attr, Kind::Map)
+}
+
+pub(super) fn next_btf(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    next(kernel, attr, Kind::Btf)
+}
+
+/// The next id among programs and links, of which there are none.
+pub(super) fn next_of_none(attr: &Attr) -> Result<(), Errno> {
+    start(attr).and(Err(Errno::ENOENT))
+}
+
+fn start(attr: &Attr) -> Result<u32, Errno> {
+    attr.ends_at(END_OF_NEXT_ID)?;
+    let start = attr.u32(START_ID);
+    if start < i32::MAX.cast_unsigned() { Ok(start) } else { Err(Errno::EINVAL) }
+}
+
+/// # Kernel
+/// `bpf_obj_get_next_id`
+fn next(kernel: &Kernel, attr: &Attr, kind: Kind) -> Result<(), Errno> {
+    let start = start(attr)?;
+    let next = kernel.lock()?.next(kind, start)?.ok_or(Errno::ENOENT)?;
+    attr.put_u32(&kernel.user, NEXT_ID, next)
+}
+
+/// What a handle may do, by flags of which there must not be others, nor both.
+pub(super) fn mode_of(flags: u32) -> Result<HandleMode, Errno> {
+    let flags = MapFlags::from_bits_retain(flags);
+    let both = MapFlags::RDONLY | MapFlags::WRONLY;
+    if !both.contains(flags) || flags == both {
+        return Err(Errno::EINVAL);
+    }
+    Ok(HandleMode::of(flags))
+}
+
+/// # Kernel
+/// `bpf_map_get_fd_by_id`
+pub(super) fn map_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
+    attr.ends_at(END_OF_MAP_FD)?;
+    let mode = mode_of(attr.u32(OPEN_FLAGS))?;
+    let file = kernel.lock()?.open(Kind::Map, attr.u32(ID), mode)?;
+    Ok(kernel.install(file, None))
+}
+
+/// # Kernel
+/// `bpf_btf_get_fd_by_id`
+pub(super) fn btf_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
+    attr.ends_at(END_OF_BTF_FD)?;
+    if attr.u32(OPEN_FLAGS) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = kernel.lock()?.open(Kind::Btf, attr.u32(ID), HandleMode::ReadOnly)?;
+    Ok(kernel.install(file, None))
+}

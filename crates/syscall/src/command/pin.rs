@@ -1,0 +1,113 @@
+//! Names of objects.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use bpfarray_core::Errno;
+
+use super::id::mode_of;
+use crate::attr::Attr;
+use crate::file::proc_path;
+use crate::kernel::Kernel;
+use crate::root::{Kind, errno};
+
+const PATHNAME: usize = 0;
+const BPF_FD: usize = 8;
+const FILE_FLAGS: usize = 12;
+const PATH_FD: usize = 16;
+const END: usize = 20;
+
+/// # Kernel
+/// `BPF_F_PATH_FD`
+const F_PATH_FD: u32 = 0x4000;
+
+/// Bytes of a path, with its NUL.
+const PATH_MAX: usize = 4096;
+
+/// # Kernel
+/// `bpf_obj_pin`
+pub(super) fn pin(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    attr.ends_at(END)?;
+    if attr.u32(FILE_FLAGS) & !F_PATH_FD != 0 {
+        return Err(Errno::EINVAL);
+    }
+    check_path_fd(attr)?;
+    let fd = attr.fd(BPF_FD);
+    // The descriptor is judged before the path, and whatever is wrong with it is EINVAL.
+    kernel.try_with_object(fd, |_| Errno::EINVAL, |_| Ok(()))?;
+    let path = path(kernel, attr)?;
+    let Some(inside) = kernel.root.translate(&path) else {
+        let parent = path.parent().map_or(Ok(true), |parent| parent.try_exists());
+        return Err(match (parent, path.symlink_metadata()) {
+            (Ok(false), _) => Errno::ENOENT,
+            (_, Ok(_)) => Errno::EEXIST,
+            _ => Errno::EPERM,
+        });
+    };
+    let name = inside.file_name().ok_or(Errno::EEXIST)?;
+    if !inside.parent().is_some_and(|parent| parent.is_dir()) {
+        return Err(Errno::ENOENT);
+    }
+    if name.as_encoded_bytes().contains(&b'.') {
+        return Err(Errno::EPERM);
+    }
+    let locked = kernel.lock()?;
+    let file = File::open(proc_path(fd)).map_err(|error| errno(&error))?;
+    locked.pin(&file, &inside)
+}
+
+/// # Kernel
+/// `bpf_obj_get`, `bpf_obj_get_user`
+pub(super) fn get(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
+    attr.ends_at(END)?;
+    let flags = attr.u32(FILE_FLAGS);
+    if attr.u32(BPF_FD) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mode = mode_of(flags & !F_PATH_FD)?;
+    check_path_fd(attr)?;
+    let path = path(kernel, attr)?;
+    let inside = kernel.root.translate(&path).unwrap_or(path);
+    let locked = kernel.lock()?;
+    let found = fs::metadata(&inside).map_err(|error| errno(&error))?;
+    if !found.is_file() {
+        return Err(Errno::EACCES);
+    }
+    let file = File::open(&inside).map_err(|error| errno(&error))?;
+    let (kind, id) = kernel.root.identify(&file).ok_or(Errno::EACCES)?;
+    if kind != Kind::Map {
+        return Err(Errno::EACCES);
+    }
+    let file = locked.open(kind, id, mode)?;
+    drop(locked);
+    Ok(kernel.install(file, None))
+}
+
+fn check_path_fd(attr: &Attr) -> Result<(), Errno> {
+    let is_given = attr.u32(FILE_FLAGS) & F_PATH_FD != 0;
+    if !is_given && attr.u32(PATH_FD) != 0 { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// The path that the caller means, from the root of the file system on.
+fn path(kernel: &Kernel, attr: &Attr) -> Result<PathBuf, Errno> {
+    let too_long = Errno::from_raw(libc::ENAMETOOLONG);
+    let bytes = kernel.user.read_string(attr.pointer(PATHNAME), PATH_MAX, too_long)?;
+    if bytes.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    let path = PathBuf::from(std::ffi::OsString::from_vec(bytes));
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let directory = match attr.u32(FILE_FLAGS) & F_PATH_FD {
+        0 => std::env::current_dir(),
+        _ if attr.fd(PATH_FD) == libc::AT_FDCWD => std::env::current_dir(),
+        _ => fs::read_link(proc_path(attr.fd(PATH_FD))),
+    };
+    directory.map(|directory| directory.join(path)).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Errno::EBADF,
+        _ => errno(&error),
+    })
+}

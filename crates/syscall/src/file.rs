@@ -1,0 +1,233 @@
+//! Descriptors of this process, and the objects behind them. Safe code: a descriptor is looked at through its
+//! link in `/proc/self/fd`.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use bpfarray::{HandleMode, Map, MapRef};
+use bpfarray_core::Errno;
+
+use crate::root::{BTF_OFFSET, Kind, Root, errno};
+
+/// What a descriptor refers to.
+#[derive(Clone)]
+pub(crate) enum Object {
+    Map(OpenMap),
+    Btf(Arc<BtfObject>),
+}
+
+/// A map as one descriptor has it.
+#[derive(Clone)]
+pub(crate) struct OpenMap {
+    /// With the descriptor's mode.
+    pub(crate) handle: Map,
+    pub(crate) object: Arc<MapObject>,
+}
+
+/// A map of the root directory in this process.
+pub(crate) struct MapObject {
+    pub(crate) id: u32,
+    /// The BTF it was created with, or 0.
+    pub(crate) btf_id: u32,
+    map: MapRef,
+    /// Device and inode.
+    key: (u64, u64),
+    /// The file that the library keeps open for itself.
+    internal: Option<RawFd>,
+}
+
+impl MapObject {
+    /// A map whose file has just been opened.
+    pub(crate) fn new(root: &Root, id: u32, map: &Map) -> Result<Arc<Self>, Errno> {
+        let found = fs::metadata(root.object(Kind::Map, id)).map_err(|error| errno(&error))?;
+        let internal = map.as_fd().map(|fd| fd.as_raw_fd());
+        if let Some(fd) = internal {
+            INTERNAL.insert(fd);
+        }
+        let (map, key) = (map.to_ref(), (found.dev(), found.ino()));
+        Ok(Arc::new(Self { id, btf_id: root.btf_id_of_map(id), map, key, internal }))
+    }
+
+    pub(crate) fn with_mode(self: &Arc<Self>, mode: HandleMode) -> OpenMap {
+        OpenMap { handle: self.map.with_mode(mode), object: Arc::clone(self) }
+    }
+}
+
+impl Drop for MapObject {
+    fn drop(&mut self) {
+        if let Some(fd) = self.internal {
+            INTERNAL.remove(fd);
+        }
+    }
+}
+
+/// A BTF object.
+pub(crate) struct BtfObject {
+    pub(crate) id: u32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Descriptors from this one on are looked up anew for each command.
+const REMEMBERED: usize = 4096;
+
+/// A set of small descriptors that is read without a lock.
+pub(crate) struct FdSet([AtomicU64; REMEMBERED / 64]);
+
+/// Files that the library has open for itself. The program does not know of them, and must not close them.
+pub(crate) static INTERNAL: FdSet = FdSet::new();
+
+impl FdSet {
+    pub(crate) const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; REMEMBERED / 64])
+    }
+
+    fn word(&self, fd: RawFd) -> Option<(&AtomicU64, u64)> {
+        let fd = usize::try_from(fd).ok()?;
+        Some((self.0.get(fd / 64)?, 1 << (fd % 64)))
+    }
+
+    pub(crate) fn contains(&self, fd: RawFd) -> bool {
+        self.word(fd).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Whether the descriptor was small enough.
+    pub(crate) fn insert(&self, fd: RawFd) -> bool {
+        let word = self.word(fd);
+        word.is_some_and(|(word, bit)| {
+            word.fetch_or(bit, Ordering::Relaxed);
+            true
+        })
+    }
+
+    pub(crate) fn remove(&self, fd: RawFd) {
+        if let Some((word, bit)) = self.word(fd) {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// All descriptors in the set that are in a range.
+    pub(crate) fn within(&self, first: u32, last: u32) -> impl Iterator<Item = RawFd> {
+        let last = last.min(REMEMBERED as u32 - 1);
+        (first..=last).map(|fd| fd.cast_signed()).filter(|&fd| self.contains(fd))
+    }
+}
+
+/// Why a descriptor is none of ours.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum NotOurs {
+    /// It is not open.
+    Closed,
+    /// It is something else.
+    Other,
+    /// It is ours, but cannot be used.
+    Failed(Errno),
+}
+
+impl NotOurs {
+    /// What most commands answer.
+    pub(crate) fn errno(self) -> Errno {
+        match self {
+            Self::Closed => Errno::EBADF,
+            Self::Other => Errno::EINVAL,
+            Self::Failed(errno) => errno,
+        }
+    }
+}
+
+/// The name of an open file by which it can be opened once more.
+pub(crate) fn proc_path(fd: RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
+}
+
+/// What a descriptor was opened for.
+fn mode_of(fd: RawFd) -> Result<HandleMode, NotOurs> {
+    const READ: u32 = 0o400;
+    const WRITE: u32 = 0o200;
+    let link = fs::symlink_metadata(proc_path(fd)).map_err(|_| NotOurs::Closed)?;
+    Ok(match (link.mode() & READ != 0, link.mode() & WRITE != 0) {
+        (true, false) => HandleMode::ReadOnly,
+        (false, true) => HandleMode::WriteOnly,
+        _ => HandleMode::ReadWrite,
+    })
+}
+
+/// Files of this process: its descriptors, as far as commands met them, and its maps.
+#[derive(Default)]
+pub(crate) struct Files {
+    open: Vec<Option<Object>>,
+    maps: Vec<Weak<MapObject>>,
+}
+
+impl Files {
+    pub(crate) fn get(&self, fd: RawFd) -> Option<&Object> {
+        self.open.get(usize::try_from(fd).ok()?)?.as_ref()
+    }
+
+    /// Remembers what a descriptor is. Only for those that `FdSet` can hold.
+    pub(crate) fn set(&mut self, fd: RawFd, object: Option<Object>) {
+        let Ok(at) = usize::try_from(fd) else { return };
+        if at >= self.open.len() {
+            self.open.resize(at + 1, None);
+        }
+        if let Some(place) = self.open.get_mut(at) {
+            *place = object;
+        }
+    }
+
+    pub(crate) fn add_map(&mut self, object: &Arc<MapObject>) {
+        self.maps.retain(|map| map.strong_count() > 0);
+        self.maps.push(Arc::downgrade(object));
+    }
+
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The object behind a descriptor, from its file.
+    pub(crate) fn resolve(&mut self, root: &Root, fd: RawFd) -> Result<Object, NotOurs> {
+        let mode = mode_of(fd)?;
+        let path = proc_path(fd);
+        let found = fs::metadata(&path).map_err(|_| NotOurs::Closed)?;
+        if !found.is_file() {
+            return Err(NotOurs::Other);
+        }
+        let key = (found.dev(), found.ino());
+        // A map that is in use here keeps its file, so the inode is still the map's.
+        let same = self.maps.iter().filter_map(Weak::upgrade).find(|map| map.key == key);
+        if let Some(map) = same {
+            return Ok(Object::Map(map.with_mode(mode)));
+        }
+        let file = File::open(&path).map_err(|_| NotOurs::Other)?;
+        match root.identify(&file).ok_or(NotOurs::Other)? {
+            (Kind::Map, id) => {
+                let map = open_map(root, id).map_err(NotOurs::Failed)?;
+                let object = MapObject::new(root, id, &map).map_err(NotOurs::Failed)?;
+                self.add_map(&object);
+                Ok(Object::Map(object.with_mode(mode)))
+            }
+            (Kind::Btf, id) => {
+                let bytes = read_btf(&file).map_err(|error| NotOurs::Failed(errno(&error)))?;
+                Ok(Object::Btf(Arc::new(BtfObject { id, bytes })))
+            }
+        }
+    }
+}
+
+/// Opens a map for all that its permissions allow: what a descriptor may do, its handle knows.
+fn open_map(root: &Root, id: u32) -> Result<Map, Errno> {
+    let path = root.object(Kind::Map, id);
+    Map::open_file(&path, HandleMode::ReadWrite)
+        .or_else(|_| Map::open_file(&path, HandleMode::ReadOnly))
+        .map_err(|error| error.errno())
+}
+
+fn read_btf(file: &File) -> io::Result<Vec<u8>> {
+    let len = file.metadata()?.len().saturating_sub(BTF_OFFSET);
+    let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, BTF_OFFSET)?;
+    Ok(bytes)
+}

@@ -1,0 +1,112 @@
+//! What programs do with the descriptor of a map besides bpf(2).
+//!
+//! **Invariant.** The one mapping made here is of the values of a map's file, at an address that the kernel picks or the caller names
+//! as to `mmap`, whose promise it is.
+#![allow(unsafe_code)]
+
+use std::os::fd::RawFd;
+
+use bpfarray::{HandleMode, count_as_writer};
+use bpfarray_core::map::mmap::check_mmap;
+use bpfarray_core::{Errno, VALUE_OFFSET};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::file::Object;
+use crate::kernel::Kernel;
+use crate::root::{Kind, errno, open_as, refer};
+
+impl Kernel {
+    /// Does what `mmap` of a map's descriptor does; `None` for a descriptor that is none of a map here.
+    ///
+    /// # Errors
+    /// EPERM for executable mappings; EINVAL for private ones; then the variants of
+    /// [`MmapError`](bpfarray_core::map::mmap::MmapError) in their order; what the system says.
+    ///
+    /// # Safety
+    /// As `mmap`: with `MAP_FIXED`, nothing may be at the address that is still needed.
+    ///
+    /// # Kernel
+    /// `bpf_map_mmap`
+    pub unsafe fn mmap(
+        &self,
+        addr: u64,
+        len: u64,
+        prot: i32,
+        flags: i32,
+        fd: RawFd,
+        offset: u64,
+    ) -> Option<Result<u64, Errno>> {
+        let found = self.try_with_object(
+            fd,
+            |_| Errno::EBADF,
+            |object| match object {
+                Object::Map(map) => Ok(map.clone()),
+                Object::Btf(_) => Err(Errno::EBADF),
+            },
+        );
+        let map = found.ok()?;
+        let write = prot & libc::PROT_WRITE != 0;
+        let check = || {
+            if prot & libc::PROT_EXEC != 0 {
+                return Err(Errno::EPERM);
+            }
+            let handle = &map.handle;
+            if flags & libc::MAP_TYPE == libc::MAP_PRIVATE {
+                return Err(Errno::EINVAL);
+            }
+            let special = !handle.special_fields().is_empty();
+            let (layout, frozen) = (handle.layout(), handle.is_frozen());
+            check_mmap(layout, handle.mode(), frozen, offset, len, write, special)
+                .map_err(|error| error.errno())?;
+            // An opening of its own: the reference, and the right to write, last as long as the mapping.
+            let mode = if write { HandleMode::ReadWrite } else { HandleMode::ReadOnly };
+            let file = open_as(&self.root.object(Kind::Map, map.object.id), mode)?;
+            refer(&file)?;
+            if write {
+                let is_writer = count_as_writer(&file).map_err(|error| errno(&error))?;
+                // Somebody may have frozen the map meanwhile.
+                if !is_writer || map.handle.is_frozen() {
+                    return Err(Errno::EPERM);
+                }
+            }
+            let at = std::ptr::without_provenance_mut(addr as usize);
+            let offset = offset.checked_add(VALUE_OFFSET as u64).ok_or(Errno::EINVAL)?;
+            let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+            let prot = ProtFlags::from_bits_retain(prot.cast_unsigned());
+            let flags = MapFlags::from_bits_retain(flags.cast_unsigned());
+            // SAFETY: without MAP_FIXED the kernel picks an unused place; with it, the caller promises that
+            // nothing there is needed. No Rust reference is made to the mapping.
+            let mapped = unsafe { rustix::mm::mmap(at, len, prot, flags, &file, offset) };
+            let mapped = mapped.map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+            Ok(mapped.addr() as u64)
+        };
+        Some(check())
+    }
+
+    /// What `/proc/self/fdinfo/N` would show of a map's or BTF object's descriptor in the kernel, from the line `map_type` on; `None`
+    /// for other descriptors.
+    ///
+    /// # Kernel
+    /// `bpf_map_show_fdinfo`
+    pub fn fdinfo(&self, fd: RawFd) -> Option<String> {
+        let show = |object: &Object| match object {
+            Object::Map(map) => {
+                let info = map.handle.info();
+                Ok(format!(
+                    "map_type:\t{}\nkey_size:\t{}\nvalue_size:\t{}\nmax_entries:\t{}\nmap_flags:\t{:#x}\n\
+                     map_extra:\t0x0\nmemlock:\t{}\nmap_id:\t{}\nfrozen:\t{}\n",
+                    info.map_type.0,
+                    info.key_size,
+                    info.value_size,
+                    info.max_entries,
+                    info.map_flags.bits(),
+                    map.handle.mem_usage(),
+                    map.object.id,
+                    u8::from(map.handle.is_frozen()),
+                ))
+            }
+            Object::Btf(btf) => Ok(format!("btf_id:\t{}\n", btf.id)),
+        };
+        self.with_object(fd, show).ok()
+    }
+}

@@ -1,0 +1,414 @@
+//! The root directory: what the kernel's id tables and bpffs are to Linux. Safe code, all of it file system calls.
+//!
+//! An object is a file, listed under its id in the directory of its kind. It stays as long as somebody refers to it:
+//! - a descriptor, or a mapping made from it, is an open file with a shared `flock`, which the kernel drops with the
+//!   last reference to the open file, also when its process is killed;
+//! - a pin is another hard link in `pin`;
+//! - a map refers to the BTF it was created with by a hard link beside it.
+//!
+//! What has neither another link nor a lock is swept by whoever comes across it. Ids, links and sweeping are ordered by
+//! an exclusive `flock` on the file `ids`; operations on elements need none of this.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::MutexGuard;
+
+use bpfarray_core::Errno;
+use bpfarray_core::map::HandleMode;
+use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
+
+/// Names the root directory, in the environment.
+pub const ROOT_VARIABLE: &str = "BPFARRAY_ROOT";
+
+/// Bytes before the BTF in the file of a BTF object: magic, version, id.
+pub(crate) const BTF_OFFSET: u64 = 16;
+
+/// What a file in the root directory can be.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Map,
+    Btf,
+}
+
+impl Kind {
+    /// The kernel's name for such descriptors, which tools look for in `/proc/self/fd`.
+    const fn directory(self) -> &'static str {
+        match self {
+            Self::Map => "bpf-map",
+            Self::Btf => "btf",
+        }
+    }
+
+    /// The first bytes of such files.
+    const fn magic(self) -> [u8; 8] {
+        match self {
+            Self::Map => *b"\x8fBPFMAP\n",
+            Self::Btf => *b"\x8fBPFBTF\n",
+        }
+    }
+
+    /// Where a file says under which id it is listed.
+    const fn id_offset(self) -> u64 {
+        match self {
+            Self::Map => 56,
+            Self::Btf => 12,
+        }
+    }
+
+    /// Where `ids` has the last id that was given out.
+    const fn counter_offset(self) -> u64 {
+        match self {
+            Self::Map => 0,
+            Self::Btf => 8,
+        }
+    }
+
+    const ALL: [Self; 2] = [Self::Map, Self::Btf];
+}
+
+/// Why a root directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RootError {
+    /// There is no directory for files of this user.
+    #[error("neither {ROOT_VARIABLE} nor XDG_RUNTIME_DIR is set, and there is no /dev/shm")]
+    NoPlace,
+    /// A system call failed.
+    #[error("root directory {}: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The directory belongs to somebody else.
+    #[error("root directory {}: belongs to user {owner}", path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Others may look into the directory, or write to it.
+    #[error("root directory {}: mode is {mode:o}, not 700", path.display())]
+    Mode {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// It is a symbolic link or a file.
+    #[error("root directory {}: is no directory", .0.display())]
+    NoDirectory(PathBuf),
+}
+
+impl RootError {
+    /// The error number with which all commands fail.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::NoPlace => Errno::ENOENT,
+            Self::Io { source, .. } => errno(source),
+            Self::Owner { .. } | Self::Mode { .. } => Errno::EACCES,
+            Self::NoDirectory(_) => Errno::from_raw(libc::ENOTDIR),
+        }
+    }
+}
+
+pub(crate) fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn from_rustix(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+/// A directory of objects, which belongs to one user.
+#[derive(Clone, Debug)]
+pub struct Root {
+    path: PathBuf,
+}
+
+/// Keeps everybody else from giving out ids, linking and sweeping.
+pub(crate) struct Locked<'a> {
+    root: &'a Root,
+    ids: File,
+    /// Only after the lock: a child that is forked meanwhile must not have the open file.
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Root {
+    /// The directory that [`ROOT_VARIABLE`] names, or else this user's own one on a file system in memory.
+    ///
+    /// # Errors
+    /// [`RootError::NoPlace`], and as [`Root::open`].
+    pub fn from_environment() -> Result<Self, RootError> {
+        if let Some(path) = std::env::var_os(ROOT_VARIABLE).filter(|path| !path.is_empty()) {
+            return Self::open(path);
+        }
+        if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty())
+            && Path::new(&runtime).is_dir()
+        {
+            return Self::open(Path::new(&runtime).join("bpfarray"));
+        }
+        let shared = Path::new("/dev/shm");
+        if !shared.is_dir() {
+            return Err(RootError::NoPlace);
+        }
+        let user = rustix::process::geteuid().as_raw();
+        Self::open(shared.join(format!("bpfarray-{user}")))
+    }
+
+    /// Opens a root directory, which is made if there is none.
+    ///
+    /// # Errors
+    /// [`RootError::Io`], [`RootError::NoDirectory`], [`RootError::Owner`], [`RootError::Mode`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, RootError> {
+        let given = path.as_ref();
+        let io = |source| RootError::Io { path: given.to_owned(), source };
+        make_directory(given).map_err(io)?;
+        let found = fs::symlink_metadata(given).map_err(io)?;
+        if !found.is_dir() {
+            return Err(RootError::NoDirectory(given.to_owned()));
+        }
+        if found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(RootError::Owner { path: given.to_owned(), owner: found.uid() });
+        }
+        let mode = found.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(RootError::Mode { path: given.to_owned(), mode });
+        }
+        // From here on the working directory may change.
+        let path = fs::canonicalize(given).map_err(io)?;
+        for name in Kind::ALL.map(Kind::directory).into_iter().chain(["pin"]) {
+            make_directory(&path.join(name)).map_err(io)?;
+        }
+        Ok(Self { path })
+    }
+
+    /// Where the directory is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory that stands for bpffs.
+    pub fn pins(&self) -> PathBuf {
+        self.path.join("pin")
+    }
+
+    pub(crate) fn object(&self, kind: Kind, id: u32) -> PathBuf {
+        self.path.join(kind.directory()).join(id.to_string())
+    }
+
+    /// The link by which a map keeps its BTF.
+    fn btf_of_map(&self, id: u32) -> PathBuf {
+        self.path.join(Kind::Map.directory()).join(format!("{id}.btf"))
+    }
+
+    /// Waits for its turn to change the directory, among the threads of this process and among processes.
+    pub(crate) fn lock<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Result<Locked<'a>, Errno> {
+        let path = self.path.join("ids");
+        let ids = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| errno(&error))?;
+        retry(|| flock(&ids, FlockOperation::LockExclusive))?;
+        Ok(Locked { root: self, ids, _turn: turn })
+    }
+
+    /// Which object an open file is, by what it says itself and where it is listed.
+    pub(crate) fn identify(&self, file: &File) -> Option<(Kind, u32)> {
+        let found = file.metadata().ok()?;
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, 0).ok()?;
+        let kind = Kind::ALL.into_iter().find(|kind| kind.magic() == magic)?;
+        let mut id = [0; 4];
+        file.read_exact_at(&mut id, kind.id_offset()).ok()?;
+        let id = u32::from_le_bytes(id);
+        let listed = fs::symlink_metadata(self.object(kind, id)).ok()?;
+        ((listed.dev(), listed.ino()) == (found.dev(), found.ino())).then_some((kind, id))
+    }
+
+    /// The id of the BTF that a map was created with, or 0.
+    pub(crate) fn btf_id_of_map(&self, id: u32) -> u32 {
+        let Ok(file) = File::open(self.btf_of_map(id)) else { return 0 };
+        self.identify(&file).map_or(0, |(_, id)| id)
+    }
+}
+
+impl Drop for Locked<'_> {
+    /// A process that was started meanwhile has the open file as well, and closing it here would not unlock it.
+    fn drop(&mut self) {
+        let _ = flock(&self.ids, FlockOperation::Unlock);
+    }
+}
+
+impl Locked<'_> {
+    /// An id that no object of the kind had before.
+    ///
+    /// # Errors
+    /// ENOSPC after 2³¹ - 2 of them.
+    pub(crate) fn next_id(&self, kind: Kind) -> Result<u32, Errno> {
+        const SWEEP_EVERY: u32 = 64;
+        let mut last = [0; 4];
+        // A new file has no bytes yet.
+        let last = match self.ids.read_exact_at(&mut last, kind.counter_offset()) {
+            Ok(()) => u32::from_le_bytes(last),
+            Err(_) => self.list(kind)?.last().copied().unwrap_or(0),
+        };
+        let id = last.checked_add(1).filter(|&id| id < i32::MAX.cast_unsigned());
+        let id = id.ok_or(Errno::ENOSPC)?;
+        self.ids
+            .write_all_at(&id.to_le_bytes(), kind.counter_offset())
+            .map_err(|error| errno(&error))?;
+        if id.is_multiple_of(SWEEP_EVERY) {
+            self.sweep()?;
+        }
+        Ok(id)
+    }
+
+    /// Makes the file of a new BTF object, complete before it has its name.
+    pub(crate) fn create_btf(&self, id: u32, bytes: &[u8]) -> Result<(), Errno> {
+        let path = self.root.object(Kind::Btf, id);
+        let temporary = path.with_extension("new");
+        let content =
+            [&Kind::Btf.magic()[..], &1_u32.to_le_bytes(), &id.to_le_bytes(), bytes].concat();
+        let created = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .and_then(|file| file.write_all_at(&content, 0))
+            .and_then(|()| fs::rename(&temporary, &path));
+        created.map_err(|error| errno(&error))
+    }
+
+    /// Lets a map keep the BTF it was created with.
+    pub(crate) fn keep_btf(&self, map: u32, btf: u32) -> Result<(), Errno> {
+        let path = self.root.btf_of_map(map);
+        fs::hard_link(self.root.object(Kind::Btf, btf), path).map_err(|error| errno(&error))
+    }
+
+    /// Opens an object and refers to it: what a descriptor of bpf(2) is.
+    ///
+    /// # Errors
+    /// ENOENT if there is none; EACCES if its permissions say so.
+    pub(crate) fn open(&self, kind: Kind, id: u32, mode: HandleMode) -> Result<File, Errno> {
+        if !self.is_alive(kind, id)? {
+            return Err(Errno::ENOENT);
+        }
+        self.open_new(kind, id, mode)
+    }
+
+    /// As [`Locked::open`], for an object that was made under this lock.
+    pub(crate) fn open_new(&self, kind: Kind, id: u32, mode: HandleMode) -> Result<File, Errno> {
+        let file = open_as(&self.root.object(kind, id), mode)?;
+        refer(&file)?;
+        Ok(file)
+    }
+
+    /// Gives an open object another name, which keeps it.
+    pub(crate) fn pin(&self, file: &File, path: &Path) -> Result<(), Errno> {
+        let open_file = format!("/proc/self/fd/{}", file.as_raw_fd());
+        linkat(CWD, &*open_file, CWD, path, AtFlags::SYMLINK_FOLLOW).map_err(from_rustix)
+    }
+
+    /// The smallest id greater than `after` of an object that somebody refers to.
+    pub(crate) fn next(&self, kind: Kind, after: u32) -> Result<Option<u32>, Errno> {
+        for id in self.list(kind)?.into_iter().filter(|&id| id > after) {
+            if self.is_alive(kind, id)? {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what nobody refers to.
+    pub(crate) fn sweep(&self) -> Result<(), Errno> {
+        // Maps first: they keep BTF.
+        for kind in Kind::ALL {
+            for id in self.list(kind)? {
+                self.is_alive(kind, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody refers to an object, which is removed otherwise.
+    fn is_alive(&self, kind: Kind, id: u32) -> Result<bool, Errno> {
+        let path = self.root.object(kind, id);
+        let found = match fs::symlink_metadata(&path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(errno(&error)),
+        };
+        if found.nlink() > 1 {
+            return Ok(true);
+        }
+        // Permissions may be such that it cannot be read.
+        let Ok(file) =
+            open_as(&path, HandleMode::ReadOnly).or_else(|_| open_as(&path, HandleMode::WriteOnly))
+        else {
+            return Ok(true);
+        };
+        match retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => {}
+            Err(Errno::EAGAIN) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        if kind == Kind::Map {
+            // A map without BTF has no such link.
+            let _ = fs::remove_file(self.root.btf_of_map(id));
+        }
+        fs::remove_file(&path).map_err(|error| errno(&error))?;
+        Ok(false)
+    }
+
+    /// All ids of a kind, in order.
+    fn list(&self, kind: Kind) -> Result<Vec<u32>, Errno> {
+        let directory = self.root.path.join(kind.directory());
+        let entries = fs::read_dir(directory).map_err(|error| errno(&error))?;
+        let mut ids: Vec<u32> =
+            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+/// A shared lock on the open file: it is a reference now.
+pub(crate) fn refer(file: &File) -> Result<(), Errno> {
+    retry(|| flock(file, FlockOperation::LockShared))
+}
+
+/// Opens a file for what a handle may do.
+pub(crate) fn open_as(path: &Path, mode: HandleMode) -> Result<File, Errno> {
+    File::options()
+        .read(mode != HandleMode::WriteOnly)
+        .write(mode != HandleMode::ReadOnly)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|error| errno(&error))
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map_err(from_rustix),
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
