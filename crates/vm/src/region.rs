@@ -75,6 +75,8 @@ pub(crate) struct Regions {
     ranges: Ranges,
     /// Ascending by address.
     maps: Vec<MapRef>,
+    /// The addresses of these, in a place that stays in the cache.
+    addrs: Box<[u64]>,
     /// Those of the maps that hold maps.
     outer: Vec<MapRef>,
     /// Base address of each CPU's window.
@@ -92,9 +94,10 @@ impl Regions {
         let mut maps = maps.to_vec();
         maps.sort_by_key(MapRef::addr);
         maps.dedup_by_key(|map| map.addr());
+        let addrs = maps.iter().map(MapRef::addr).collect();
         let outer = maps.iter().filter(|map| map.inner_template().is_some()).cloned().collect();
         let windows = (0..possible_cpus()).map_while(|cpu| window_base(cpu).ok()).collect();
-        Self { ranges, maps, outer, windows }
+        Self { ranges, maps, addrs, outer, windows }
     }
 
     /// The program's own maps, ascending by address.
@@ -104,7 +107,7 @@ impl Regions {
 
     /// The map that programs know by this address.
     pub(crate) fn map<'lane>(&'lane self, lane: &'lane Lane, addr: u64) -> Option<&'lane MapRef> {
-        match self.maps.binary_search_by_key(&addr, MapRef::addr) {
+        match self.addrs.binary_search(&addr) {
             Ok(index) => self.maps.get(index),
             Err(_) => self.inner_at(lane, addr).filter(|inner| inner.addr() == addr),
         }
@@ -141,7 +144,7 @@ impl Regions {
     /// What may be done with the values to which all entries from `first` to `last` of a table of pointers lead,
     /// if it is one of a PERCPU_ARRAY.
     pub(crate) fn percpu_value(&self, first: u64, last: u64) -> Option<PercpuValue> {
-        let at = self.maps.partition_point(|map| map.addr() <= first).checked_sub(1)?;
+        let at = self.addrs.partition_point(|addr| *addr <= first).checked_sub(1)?;
         let map = self.maps.get(at).filter(|map| map.layout().kind() == Kind::PercpuArray)?;
         let table = map.addr() + u64::from(VALUE_OFFSET);
         let len = 8 * u64::from(map.max_entries());

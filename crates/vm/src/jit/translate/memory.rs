@@ -135,15 +135,19 @@ impl Translation<'_, '_> {
         fast: impl Fn(&mut Self, Value) -> Option<Value>,
     ) -> Option<Value> {
         let size = width.bytes();
-        let mut passes = match access {
-            Access::Near(near) => self.is_near(addr, near, size),
-            Access::Packet => self.is_in_packet(addr, size),
-            _ => self.is_where_the_last_was(addr, size, write),
+        let aligned = is_atomic.then(|| self.is_aligned(addr, size));
+        let passes = match (access, aligned) {
+            // Only an atomic operation is checked at all then: it must be aligned, too.
+            (Access::Proven, Some(aligned)) => aligned,
+            (_, aligned) => {
+                let inside = match access {
+                    Access::Near(near) => self.is_near(addr, near, size),
+                    Access::Packet => self.is_in_packet(addr, size),
+                    _ => self.is_where_the_last_was(addr, size, write),
+                };
+                aligned.map_or(inside, |aligned| self.builder.ins().band(inside, aligned))
+            }
         };
-        if is_atomic {
-            let aligned = self.is_aligned(addr, size);
-            passes = self.builder.ins().band(passes, aligned);
-        }
         let (quick, slowly) = (self.builder.create_block(), self.builder.create_block());
         let done = self.builder.create_block();
         let zero = self.int(0);
