@@ -8,7 +8,7 @@ use bpfarray::attr::{Creator, MapAttr, MapType};
 use bpfarray::{Errno, Map, Object};
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo, size};
-use bpfarray_vm::{Context, ProgType, Program, ProgramError};
+use bpfarray_vm::{Context, Engine, LoadOptions, ProgType, Program, ProgramError};
 
 const ATTR: MapAttr = MapAttr {
     map_type: MapType::PROG_ARRAY,
@@ -198,6 +198,52 @@ fn a_program_is_not_run_with_the_context_of_another_type() {
         fault.to_string(),
         "instruction 0: a program of type syscall was given the context of another type"
     );
+}
+
+/// As in the kernel, per-CPU maps of any length fit a template, by whose length lookups are inlined.
+#[test]
+fn a_lookup_past_the_end_of_a_shorter_inner_map_ends_the_run() {
+    const PERCPU: MapAttr = MapAttr { map_type: MapType::PERCPU_ARRAY, value_size: 8, ..ATTR };
+    let template = Map::create(&MapAttr { max_entries: 5000, ..PERCPU }).unwrap();
+    let short = Map::create(&PERCPU).unwrap();
+    let outer = MapAttr { map_type: MapType::ARRAY_OF_MAPS, max_entries: 1, ..ATTR };
+    let outer = Map::create_with(&outer, &Creator::default(), Some(&template)).unwrap();
+    outer.update_object(0, &Object::Map(short.to_ref()), 0).unwrap();
+    let look_up = |key| {
+        vec![
+            Insn::st_mem(size::W, Reg::R10, -4, key),
+            Insn::mov64_reg(Reg::R2, Reg::R10),
+            Insn::alu64_imm(alu::ADD, Reg::R2, -4),
+            Insn::call(helper_id::MAP_LOOKUP_ELEM),
+        ]
+    };
+    let is_null = |distance| vec![Insn::jmp_imm(jmp::JEQ, Reg::R0, 0, distance)];
+    for engine in [Engine::Interp, Engine::Jit].into_iter().filter(|engine| engine.is_available()) {
+        let options = LoadOptions { engine, ..LoadOptions::default() };
+        let run = |key| {
+            let insns = [
+                Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_IDX), 0).to_vec(),
+                look_up(0),
+                is_null(7),
+                vec![Insn::mov64_reg(Reg::R1, Reg::R0)],
+                look_up(key),
+                is_null(1),
+                vec![Insn::ldx_mem(size::DW, Reg::R0, Reg::R0, 0)],
+                vec![Insn::exit()],
+            ]
+            .concat();
+            let maps = std::slice::from_ref(&outer);
+            let program = Program::with_options(ProgType::SYSCALL, &insns, maps, &options);
+            let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
+            program.unwrap().run(&mut context).map(|outcome| outcome.r0)
+        };
+        assert_eq!(run(3), Ok(0));
+        assert_eq!(run(5000), Ok(0), "past the template's end there is nothing");
+        for key in [4, 600, 4999] {
+            let fault = run(key).unwrap_err().to_string();
+            assert!(fault.contains("8-byte read"), "{engine}: {fault}");
+        }
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use bpfarray_core::{Errno, VALUE_OFFSET, helper_id, map};
 
 use crate::context::CtxAccess;
 use crate::interp::MAX_LOOPS;
-use crate::verify::{Fact, Safety, Verified, function_target, jump_target};
+use crate::verify::{Fact, KnownMap, Safety, Verified, function_target, jump_target};
 
 /// A translated program.
 #[derive(Clone, Debug)]
@@ -80,6 +80,13 @@ pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, Xlat
         if let Replacement::CpuNumber(_) = replacement {
             safety[start..].fill(Safety::Proven);
         }
+        if is_in_percpu_inner_map(fact, maps) {
+            let pointer = insns[start..].iter().position(|insn| *insn == PPTR_LOAD);
+            safety[start..]
+                .iter_mut()
+                .skip(pointer.unwrap_or(0))
+                .for_each(|at| *at = Safety::Guarded);
+        }
         origins.resize(insns.len(), at);
         places.push(start..insns.len());
     }
@@ -89,6 +96,16 @@ pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, Xlat
         }
     }
     Ok(Xlated { insns, origins, safety })
+}
+
+/// The load of a pointer to values per CPU in an inlined lookup.
+const PPTR_LOAD: Insn = Insn::ldx_mem(size::DW, Reg::R0, Reg::R0, 0);
+
+/// Whether a lookup is one in per-CPU maps of an ARRAY_OF_MAPS. Those may be shorter than the template, by whose length
+/// the inlined lookup goes: where the table of pointers ends is checked when one is loaded.
+fn is_in_percpu_inner_map(fact: Fact, maps: &[MapRef]) -> bool {
+    let Fact::Lookup(map @ KnownMap::Inner(_)) = fact else { return false };
+    map.layout(maps).is_some_and(|layout| layout.kind() == map::Kind::PercpuArray)
 }
 
 fn replacement(insn: Insn, fact: Fact, maps: &[MapRef]) -> Replacement {
