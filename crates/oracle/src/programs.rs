@@ -254,6 +254,8 @@ impl fmt::Display for QA {
 pub fn on_cpu_0<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NoCpu0> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // Callbacks of timers of earlier programs end, which may be in this CPU's lane. This thread is in none.
+    let _ = bpfarray::synchronize();
     std::thread::scope(|s| {
         let thread = s.spawn(|| {
             let mut cpus = rustix::thread::CpuSet::new();

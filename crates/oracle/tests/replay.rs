@@ -102,7 +102,10 @@ impl Replay {
 }
 
 fn main() -> ExitCode {
-    let args = Arguments::from_args();
+    let mut args = Arguments::from_args();
+    // Values per CPU are those of CPU 0 only while nobody else in the process, such as a timer of a program
+    // that another test has loaded, is in its lane.
+    args.test_threads = Some(1);
     let cpu_0 = on_cpu_0(|| ());
     let trials = REPLAYS.map(|replay| match cpu_0 {
         Err(why) if replay.on_cpu_0 => {
