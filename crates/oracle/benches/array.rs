@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bpfarray::attr::{MapAttr, MapType};
 use bpfarray::{Array, Lane, PercpuArray};
 use bpfarray_core::insn::{Insn, Reg, alu, jmp};
-use bpfarray_vm::{Context, LoadOptions, Object, ProgType, Program};
+use bpfarray_vm::{Context, Engine, LoadOptions, Object, ProgType, Program};
 use oracle::measure::{Rounds, line};
 use oracle::{Kernel, Map, MapCreate, Prog, ProgLoad, TestRun};
 
@@ -166,7 +166,9 @@ fn interpreter(rounds: &Rounds, kernel: bool) {
     const TURNS: i32 = 10_000;
     let insns = arithmetic(TURNS);
     let executed = f64::from(TURNS) * 8.0;
-    let program = Program::from_insns(ProgType::SYSCALL, &insns, &[]).expect("program");
+    let options = LoadOptions { engine: Engine::Interp, ..LoadOptions::default() };
+    let program = Program::with_options(ProgType::SYSCALL, &insns, &[], &options);
+    let program = program.expect("program");
     let mut context = Context::new(ProgType::SYSCALL, &[], None).expect("context");
     let mut ours = |n: u64| {
         for _ in 0..n {
