@@ -1,7 +1,8 @@
 //! The loops of the benchmark of engines in a rival, rbpf, next to ours and to the live kernel.
 //!
 //! rbpf has no maps: a program that calls a lookup calls a function of the host, which checks the key and gives the address
-//! of an element, as fast as that can be. `cargo run --release` prints one table; `-- --quick` a rough one.
+//! of an element, as fast as that can be. **Invariant:** programs here touch nothing but their context, their stack and
+//! elements, which the benchmark's source shows; rbpf's JIT would not check. `cargo run --release` prints one table; `-- --quick` a rough one.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -86,7 +87,8 @@ fn main() -> Result<(), Error> {
     let object = Object::parse(&std::fs::read(path)?)?;
     let packet = [0; 64];
     for name in ["lookup_and_read", "read_modify_write", "atomic_add", "update_elem"] {
-        let mut race = Race::new(Engine::default(), kernel.as_ref().ok().copied(), &object, name, &packet)?;
+        let mut race =
+            Race::new(Engine::default(), kernel.as_ref().ok().copied(), &object, name, &packet)?;
         let spec = object.program(name).ok_or("no such program")?;
         let program = bytes(&spec.code()?.insns);
         let mut rival = Rival::new(&program);
