@@ -1,4 +1,7 @@
 //! The other side of the call: a root directory, and what this process has open of it.
+//!
+//! **Invariant.** The one unsafe function is the door: its caller promises, as a program does to the kernel, that what the
+//! attributes name to be written may be written. Nothing else here touches memory by address; `user.rs` does.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
