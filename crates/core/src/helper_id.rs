@@ -32,12 +32,18 @@ pub const TAIL_CALL: u32 = 12;
 /// Id of `bpf_get_current_pid_tgid`.
 #[doc(alias = "BPF_FUNC_get_current_pid_tgid")]
 pub const GET_CURRENT_PID_TGID: u32 = 14;
+/// Id of `bpf_get_current_uid_gid`.
+#[doc(alias = "BPF_FUNC_get_current_uid_gid")]
+pub const GET_CURRENT_UID_GID: u32 = 15;
 /// Id of `bpf_get_current_comm`.
 #[doc(alias = "BPF_FUNC_get_current_comm")]
 pub const GET_CURRENT_COMM: u32 = 16;
 /// Id of `bpf_perf_event_read`.
 #[doc(alias = "BPF_FUNC_perf_event_read")]
 pub const PERF_EVENT_READ: u32 = 22;
+/// Id of `bpf_redirect`.
+#[doc(alias = "BPF_FUNC_redirect")]
+pub const REDIRECT: u32 = 23;
 /// Id of `bpf_perf_event_output`.
 #[doc(alias = "BPF_FUNC_perf_event_output")]
 pub const PERF_EVENT_OUTPUT: u32 = 25;
@@ -53,9 +59,18 @@ pub const CURRENT_TASK_UNDER_CGROUP: u32 = 37;
 /// Id of `bpf_skb_pull_data`.
 #[doc(alias = "BPF_FUNC_skb_pull_data")]
 pub const SKB_PULL_DATA: u32 = 39;
+/// Id of `bpf_csum_update`.
+#[doc(alias = "BPF_FUNC_csum_update")]
+pub const CSUM_UPDATE: u32 = 40;
+/// Id of `bpf_set_hash_invalid`.
+#[doc(alias = "BPF_FUNC_set_hash_invalid")]
+pub const SET_HASH_INVALID: u32 = 41;
 /// Id of `bpf_xdp_adjust_head`.
 #[doc(alias = "BPF_FUNC_xdp_adjust_head")]
 pub const XDP_ADJUST_HEAD: u32 = 44;
+/// Id of `bpf_set_hash`.
+#[doc(alias = "BPF_FUNC_set_hash")]
+pub const SET_HASH: u32 = 48;
 /// Id of `bpf_xdp_adjust_meta`.
 #[doc(alias = "BPF_FUNC_xdp_adjust_meta")]
 pub const XDP_ADJUST_META: u32 = 54;
@@ -74,18 +89,42 @@ pub const SPIN_LOCK: u32 = 93;
 /// Id of `bpf_spin_unlock`.
 #[doc(alias = "BPF_FUNC_spin_unlock")]
 pub const SPIN_UNLOCK: u32 = 94;
+/// Id of `bpf_strtol`.
+#[doc(alias = "BPF_FUNC_strtol")]
+pub const STRTOL: u32 = 105;
+/// Id of `bpf_strtoul`.
+#[doc(alias = "BPF_FUNC_strtoul")]
+pub const STRTOUL: u32 = 106;
 /// Id of `bpf_jiffies64`.
 #[doc(alias = "BPF_FUNC_jiffies64")]
 pub const JIFFIES64: u32 = 118;
 /// Id of `bpf_ktime_get_boot_ns`.
 #[doc(alias = "BPF_FUNC_ktime_get_boot_ns")]
 pub const KTIME_GET_BOOT_NS: u32 = 125;
+/// Id of `bpf_seq_printf`.
+#[doc(alias = "BPF_FUNC_seq_printf")]
+pub const SEQ_PRINTF: u32 = 126;
+/// Id of `bpf_seq_write`.
+#[doc(alias = "BPF_FUNC_seq_write")]
+pub const SEQ_WRITE: u32 = 127;
+/// Id of `bpf_csum_level`.
+#[doc(alias = "BPF_FUNC_csum_level")]
+pub const CSUM_LEVEL: u32 = 135;
+/// Id of `bpf_redirect_neigh`.
+#[doc(alias = "BPF_FUNC_redirect_neigh")]
+pub const REDIRECT_NEIGH: u32 = 152;
+/// Id of `bpf_redirect_peer`.
+#[doc(alias = "BPF_FUNC_redirect_peer")]
+pub const REDIRECT_PEER: u32 = 155;
 /// Id of `bpf_ktime_get_coarse_ns`.
 #[doc(alias = "BPF_FUNC_ktime_get_coarse_ns")]
 pub const KTIME_GET_COARSE_NS: u32 = 160;
 /// Id of `bpf_for_each_map_elem`.
 #[doc(alias = "BPF_FUNC_for_each_map_elem")]
 pub const FOR_EACH_MAP_ELEM: u32 = 164;
+/// Id of `bpf_snprintf`.
+#[doc(alias = "BPF_FUNC_snprintf")]
+pub const SNPRINTF: u32 = 165;
 /// Id of `bpf_timer_init`.
 #[doc(alias = "BPF_FUNC_timer_init")]
 pub const TIMER_INIT: u32 = 169;
@@ -98,6 +137,9 @@ pub const TIMER_START: u32 = 171;
 /// Id of `bpf_timer_cancel`.
 #[doc(alias = "BPF_FUNC_timer_cancel")]
 pub const TIMER_CANCEL: u32 = 172;
+/// Id of `bpf_trace_vprintk`.
+#[doc(alias = "BPF_FUNC_trace_vprintk")]
+pub const TRACE_VPRINTK: u32 = 177;
 /// Id of `bpf_loop`.
 #[doc(alias = "BPF_FUNC_loop")]
 pub const LOOP: u32 = 181;

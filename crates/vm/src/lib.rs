@@ -51,7 +51,7 @@ pub use iter::{IterError, MapElemIter};
 pub use loaded::{LoadObjectError, LoadOptions, Loaded, MapError, MapErrorKind};
 pub use prog_type::ProgType;
 pub use program::{Outcome, Program, ProgramError, SourceLine};
-pub use verify::{VerifyError, VerifyErrorKind};
+pub use verify::{LogLevel, Rule, VerifyError, VerifyErrorKind};
 pub use xlate::XlateError;
 
 /// The README's example is a test too.

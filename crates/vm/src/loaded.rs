@@ -11,7 +11,8 @@ use bpfarray_core::map::{FreezeError, UpdateError};
 use crate::elf::{MapSpec, Object, ProgramSpec, Slot};
 use crate::engine::Engine;
 use crate::helper::HelperSet;
-use crate::program::{Program, ProgramError, Source, owner};
+use crate::program::{Mode, Program, ProgramError, Source, owner};
+use crate::verify::LogLevel;
 
 /// How to load an object.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,11 @@ pub struct LoadOptions {
     pub bypass_spec_v1: bool,
     /// What executes the programs.
     pub engine: Engine,
+    /// Refuse what the kernel's verifier refuses. Otherwise programs load that are not wrong in every run, and what is not
+    /// proven to be right is checked when it happens.
+    pub strict: bool,
+    /// What the verifier writes down.
+    pub log: LogLevel,
 }
 
 /// Why the maps of an object cannot be made.
@@ -85,7 +91,7 @@ pub struct Loaded {
     object: Object,
     maps: Vec<Map>,
     helpers: Arc<HelperSet>,
-    engine: Engine,
+    mode: Mode,
     /// Made when they are asked for.
     programs: Vec<OnceLock<Result<Program, ProgramError>>>,
 }
@@ -114,8 +120,8 @@ impl Object {
         let maps = self.maps().iter().map(create).collect::<Result<_, _>>()?;
         let programs = self.programs().iter().map(|_| OnceLock::new()).collect();
         let helpers = Arc::new(options.helpers.clone());
-        let engine = options.engine;
-        let loaded = Loaded { object: self, maps, helpers, engine, programs };
+        let mode = Mode::of(options);
+        let loaded = Loaded { object: self, maps, helpers, mode, programs };
         loaded.fill_slots()?;
         Ok(loaded)
     }
@@ -158,6 +164,22 @@ fn create_typed(
     }
 }
 
+/// Whether a license lets a program call helpers that are for such programs only.
+///
+/// # Kernel
+/// `license_is_gpl_compatible`
+fn is_gpl_compatible(license: &str) -> bool {
+    matches!(
+        license,
+        "GPL"
+            | "GPL v2"
+            | "GPL and additional rights"
+            | "Dual BSD/GPL"
+            | "Dual MIT/GPL"
+            | "Dual MPL/GPL"
+    )
+}
+
 impl Loaded {
     /// The map with this name; a data section has the section's.
     pub fn map(&self, name: &str) -> Option<&Map> {
@@ -197,9 +219,15 @@ impl Loaded {
         let attach_type = spec.expected_attach_type().map_or(0, |attach_type| attach_type.0);
         let xdp_has_frags = spec.def.is_some_and(|def| def.xdp_has_frags);
         let owner = Owner { xdp_has_frags, ..owner(prog_type, attach_type) };
-        let source = Source { name: &spec.name, code: spec.code()?, btf: self.object.btf() };
+        let source = Source {
+            name: &spec.name,
+            code: spec.code()?,
+            btf: self.object.btf(),
+            gpl_compatible: is_gpl_compatible(self.object.license()),
+            sleepable: spec.def.is_some_and(|def| def.sleepable),
+        };
         let maps = self.maps.iter().map(Map::to_ref).collect();
-        Program::build(source, owner, maps, &self.helpers, self.engine)
+        Program::build(source, owner, maps, &self.helpers, self.mode)
     }
 
     /// Puts into slots what the object says they hold in the beginning.

@@ -20,7 +20,7 @@ use crate::interp::{Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
-use crate::verify::{Environment, Safety, VerifyError, verify};
+use crate::verify::{Environment, LogLevel, Refusal, Safety, VerifyError, verify};
 use crate::xlate::{XlateError, Xlated, xlate};
 
 /// Why there is no program.
@@ -45,6 +45,8 @@ pub enum ProgramError {
         error: Box<VerifyError>,
         /// Where that is in its source.
         line: Option<Box<SourceLine>>,
+        /// What the verifier wrote down: always in strict mode, else as [`LoadOptions::log`] asked for.
+        log: String,
     },
     /// The program refers to a map that is for another program only.
     #[error(
@@ -156,6 +158,7 @@ struct Inner {
     executable: Arc<Executable>,
     /// For each instruction, as loaded, its source line.
     lines: Vec<(usize, SourceLine)>,
+    log: String,
 }
 
 impl Program {
@@ -187,8 +190,8 @@ impl Program {
     ) -> Result<Self, ProgramError> {
         let code = ProgramCode { insns: insns.to_vec(), ..ProgramCode::default() };
         let maps = maps.iter().map(Map::to_ref).collect();
-        let source = Source { name: "", code: &code, btf: None };
-        Self::build(source, owner(prog_type, 0), maps, helpers, Engine::default())
+        let source = Source::of_insns(&code);
+        Self::build(source, owner(prog_type, 0), maps, helpers, Mode::default())
     }
 
     /// As [`Program::from_insns`], with the helpers and the engine of these options.
@@ -203,9 +206,9 @@ impl Program {
     ) -> Result<Self, ProgramError> {
         let code = ProgramCode { insns: insns.to_vec(), ..ProgramCode::default() };
         let maps = maps.iter().map(Map::to_ref).collect();
-        let source = Source { name: "", code: &code, btf: None };
+        let source = Source::of_insns(&code);
         let helpers = Arc::new(options.helpers.clone());
-        Self::build(source, owner(prog_type, 0), maps, &helpers, options.engine)
+        Self::build(source, owner(prog_type, 0), maps, &helpers, Mode::of(options))
     }
 
     pub(crate) fn build(
@@ -213,17 +216,26 @@ impl Program {
         mut owner: Owner,
         maps: Vec<MapRef>,
         helpers: &Arc<HelperSet>,
-        engine: Engine,
+        mode: Mode,
     ) -> Result<Self, ProgramError> {
         static LAST_ID: AtomicU32 = AtomicU32::new(0);
-        let Source { name, code, btf } = source;
+        let Source { name, code, btf, gpl_compatible, sleepable } = source;
         let program = || name.to_owned();
         let lines = source_lines(code, btf);
         let prog_type = ProgType(owner.prog_type);
-        let environment = Environment { prog_type, maps: &maps, helpers };
-        let verified = verify(code.insns.clone(), &environment).map_err(|error| {
+        let environment = Environment {
+            attach_type: AttachType(owner.expected_attach_type),
+            sleepable,
+            gpl_compatible,
+            strict: mode.strict,
+            log: mode.log,
+            lines: &lines,
+            ..Environment::new(prog_type, &maps, helpers)
+        };
+        let verified = verify(code.insns.clone(), &environment).map_err(|refusal| {
+            let Refusal { error, log } = refusal;
             let line = line_of(&lines, error.insn).cloned().map(Box::new);
-            ProgramError::Verify { program: program(), error: Box::new(error), line }
+            ProgramError::Verify { program: program(), error: Box::new(error), line, log }
         })?;
         let hash = digest(&code.insns);
         if let Some(map) = maps_of(&code.insns, &maps).find(|map| !map.may_be_used_by(&hash)) {
@@ -233,14 +245,15 @@ impl Program {
         let xlated = xlate(&verified, &maps)
             .map_err(|error| ProgramError::Xlate { program: program(), error })?;
         let environment = RunEnvironment::new(name, &maps, helpers);
-        let executable = Arc::new(executable(&xlated, &maps, environment, engine));
+        let executable = Arc::new(executable(&xlated, &maps, environment, mode.engine));
         owner.jited = executable.engine() == Engine::Jit;
         claim_prog_arrays(&code.insns, &maps, &owner).map_err(|(map, error)| {
             ProgramError::Owner { program: program(), map: map.name().to_owned(), error }
         })?;
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let name = name.to_owned();
-        Ok(Self(Arc::new(Inner { id, name, hash, owner, maps, xlated, executable, lines })))
+        let log = verified.log;
+        Ok(Self(Arc::new(Inner { id, name, hash, owner, maps, xlated, executable, lines, log })))
     }
 
     pub(crate) fn executable(&self) -> &Arc<Executable> {
@@ -286,6 +299,14 @@ impl Program {
     #[doc(alias = "xlated_prog_insns")]
     pub fn xlated(&self) -> Vec<Insn> {
         self.0.xlated.dump(&self.0.maps)
+    }
+
+    /// What the verifier wrote down, as [`LoadOptions::log`] asked for.
+    ///
+    /// # Kernel
+    /// `log_buf` of `BPF_PROG_LOAD`
+    pub fn verifier_log(&self) -> &str {
+        &self.0.log
     }
 
     /// What executes the program: what was asked for, or the interpreter where no machine code could be made.
@@ -401,6 +422,29 @@ pub(crate) struct Source<'a> {
     pub(crate) name: &'a str,
     pub(crate) code: &'a ProgramCode,
     pub(crate) btf: Option<&'a Btf>,
+    pub(crate) gpl_compatible: bool,
+    pub(crate) sleepable: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Instructions alone, which may call every helper.
+    const fn of_insns(code: &'a ProgramCode) -> Self {
+        Self { name: "", code, btf: None, gpl_compatible: true, sleepable: false }
+    }
+}
+
+/// How a program is made.
+#[derive(Copy, Clone, Debug, Default)]
+pub(crate) struct Mode {
+    pub(crate) engine: Engine,
+    pub(crate) strict: bool,
+    pub(crate) log: LogLevel,
+}
+
+impl Mode {
+    pub(crate) const fn of(options: &LoadOptions) -> Self {
+        Self { engine: options.engine, strict: options.strict, log: options.log }
+    }
 }
 
 /// What programs that share a PROG_ARRAY have in common with one of this type.

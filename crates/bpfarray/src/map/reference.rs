@@ -260,6 +260,11 @@ impl MapRef {
         self.inner.gate.is_frozen()
     }
 
+    /// Whether other processes may have the map, too, whose memory nothing they write is kept out of.
+    pub fn is_shared(&self) -> bool {
+        self.inner.gate.file().is_some()
+    }
+
     /// Whether there is no handle, so that only programs and slots hold the map.
     pub fn is_without_handles(&self) -> bool {
         self.inner.users.load(Ordering::Relaxed) == 0

@@ -9,15 +9,13 @@ use crate::interp::Machine;
 
 const L3_CSUM_REPLACE: u32 = 10;
 const L4_CSUM_REPLACE: u32 = 11;
-const CSUM_UPDATE: u32 = 40;
-const CSUM_LEVEL: u32 = 135;
 
 pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::CSUM_DIFF, csum_diff),
     (L3_CSUM_REPLACE, l3_csum_replace),
     (L4_CSUM_REPLACE, l4_csum_replace),
-    (CSUM_UPDATE, csum_update),
-    (CSUM_LEVEL, csum_level),
+    (helper_id::CSUM_UPDATE, csum_update),
+    (helper_id::CSUM_LEVEL, csum_level),
 ];
 
 /// Bits of the flags that hold the width of the changed field.

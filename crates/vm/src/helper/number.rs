@@ -1,17 +1,15 @@
 //! Numbers out of strings.
 
 use bpfarray_core::Errno;
+use bpfarray_core::helper_id;
 
 use super::Builtin;
 use crate::fault::HelperError;
 use crate::interp::Machine;
 
-const STRTOL: u32 = 105;
-const STRTOUL: u32 = 106;
-
 pub(super) const HELPERS: &[Builtin] = &[
-    (STRTOL, |machine, args| convert(machine, args, to_signed)),
-    (STRTOUL, |machine, args| convert(machine, args, to_unsigned)),
+    (helper_id::STRTOL, |machine, args| convert(machine, args, to_signed)),
+    (helper_id::STRTOUL, |machine, args| convert(machine, args, to_unsigned)),
 ];
 
 /// The digits after the sign that are looked at.

@@ -3,13 +3,13 @@
 use super::Builtin;
 use crate::fault::HelperError;
 use crate::interp::Machine;
+use bpfarray_core::helper_id;
 
-const REDIRECT: u32 = 23;
-const REDIRECT_NEIGH: u32 = 152;
-const REDIRECT_PEER: u32 = 155;
-
-pub(super) const HELPERS: &[Builtin] =
-    &[(REDIRECT, redirect), (REDIRECT_NEIGH, redirect_neigh), (REDIRECT_PEER, redirect_peer)];
+pub(super) const HELPERS: &[Builtin] = &[
+    (helper_id::REDIRECT, redirect),
+    (helper_id::REDIRECT_NEIGH, redirect_neigh),
+    (helper_id::REDIRECT_PEER, redirect_peer),
+];
 
 const XDP_ABORTED: u64 = 0;
 const XDP_REDIRECT: u64 = 4;

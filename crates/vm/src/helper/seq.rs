@@ -1,16 +1,15 @@
 //! Helpers of programs whose text somebody reads.
 
 use bpfarray_core::Errno;
+use bpfarray_core::helper_id;
 
 use super::Builtin;
 use super::format::{format_at, read_args};
 use crate::fault::HelperError;
 use crate::interp::Machine;
 
-const SEQ_PRINTF: u32 = 126;
-const SEQ_WRITE: u32 = 127;
-
-pub(super) const HELPERS: &[Builtin] = &[(SEQ_PRINTF, seq_printf), (SEQ_WRITE, seq_write)];
+pub(super) const HELPERS: &[Builtin] =
+    &[(helper_id::SEQ_PRINTF, seq_printf), (helper_id::SEQ_WRITE, seq_write)];
 
 fn seq_printf(
     machine: &mut Machine<'_>,

@@ -12,12 +12,9 @@ pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::SKB_LOAD_BYTES_RELATIVE, load_bytes_relative),
     (helper_id::SKB_STORE_BYTES, store_bytes),
     (helper_id::SKB_PULL_DATA, pull_data),
-    (SET_HASH, set_hash),
-    (SET_HASH_INVALID, |machine, [ctx, ..]| set_hash(machine, [ctx, 0, 0, 0, 0])),
+    (helper_id::SET_HASH, set_hash),
+    (helper_id::SET_HASH_INVALID, |machine, [ctx, ..]| set_hash(machine, [ctx, 0, 0, 0, 0])),
 ];
-
-const SET_HASH_INVALID: u32 = 41;
-const SET_HASH: u32 = 48;
 
 const RECOMPUTE_CSUM: u64 = 1;
 const INVALIDATE_HASH: u64 = 2;

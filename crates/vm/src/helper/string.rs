@@ -9,9 +9,8 @@ use super::format::{format, read_args};
 use crate::fault::HelperError;
 use crate::interp::Machine;
 
-const SNPRINTF: u32 = 165;
-
-pub(super) const HELPERS: &[Builtin] = &[(helper_id::STRNCMP, strncmp), (SNPRINTF, snprintf)];
+pub(super) const HELPERS: &[Builtin] =
+    &[(helper_id::STRNCMP, strncmp), (helper_id::SNPRINTF, snprintf)];
 
 /// Longest format that is looked at.
 const MAX_FORMAT: usize = 4096;

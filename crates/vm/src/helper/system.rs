@@ -12,8 +12,6 @@ use super::Builtin;
 use crate::fault::HelperError;
 use crate::interp::{MAX_LOOPS, Machine};
 
-const GET_CURRENT_UID_GID: u32 = 15;
-
 pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::KTIME_GET_NS, |_, _| Ok(clock_ns(ClockId::Monotonic))),
     (helper_id::KTIME_GET_BOOT_NS, |_, _| Ok(clock_ns(ClockId::Boottime))),
@@ -21,7 +19,7 @@ pub(super) const HELPERS: &[Builtin] = &[
     (helper_id::GET_PRANDOM_U32, |_, _| Ok(prandom_u32().into())),
     (helper_id::GET_SMP_PROCESSOR_ID, |machine, _| Ok(machine.lane().cpu().into())),
     (helper_id::GET_CURRENT_PID_TGID, |_, _| Ok(pid_tgid())),
-    (GET_CURRENT_UID_GID, |_, _| Ok(uid_gid())),
+    (helper_id::GET_CURRENT_UID_GID, |_, _| Ok(uid_gid())),
     (helper_id::GET_CURRENT_COMM, get_current_comm),
     (helper_id::LOOP, bpf_loop),
 ];

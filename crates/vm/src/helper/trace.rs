@@ -7,10 +7,8 @@ use super::format::{format_at, read_args};
 use crate::fault::HelperError;
 use crate::interp::Machine;
 
-const TRACE_VPRINTK: u32 = 177;
-
 pub(super) const HELPERS: &[Builtin] =
-    &[(helper_id::TRACE_PRINTK, trace_printk), (TRACE_VPRINTK, trace_vprintk)];
+    &[(helper_id::TRACE_PRINTK, trace_printk), (helper_id::TRACE_VPRINTK, trace_vprintk)];
 
 /// Bytes of a line, its NUL included; the rest is cut off.
 ///

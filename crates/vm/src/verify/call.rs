@@ -1,68 +1,22 @@
-//! What calls of helpers leave behind.
+//! Calls of helpers: what they leave behind, and the functions they call.
 
+use bpfarray::possible_cpus;
 use bpfarray_core::attr::MapFlags;
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::Reg;
 use bpfarray_core::map::Kind as MapKind;
 
-use super::explore::{Explorer, fresh};
-use super::memory::is_allowed;
+use super::explore::Explorer;
+use super::memory::Access;
+use super::proto::{Arg, Proto, Ret, proto};
 use super::range::Range;
-use super::state::{Base, Pointer, State, Value};
-use super::{Fact, KnownMap};
+use super::rule::Rule;
+use super::state::{Return, State};
+use super::value::{Base, Pointer, Value};
+use super::{Fact, KnownMap, VerifyErrorKind as Kind};
 
 /// Bytes of a map's key.
-const KEY_SIZE: i64 = 4;
-
-/// What a helper of Linux may do to the memory its program knows about.
-enum Effect {
-    /// Nothing to stack and packet.
-    None,
-    /// It writes to this argument so many bytes as that one says.
-    Fills(Reg, Reg),
-    /// The packet may be elsewhere afterwards.
-    MovesPacket,
-    /// Nobody said.
-    Any,
-}
-
-fn effect(helper: u32) -> Effect {
-    match helper {
-        helper_id::MAP_UPDATE_ELEM
-        | helper_id::MAP_DELETE_ELEM
-        | helper_id::KTIME_GET_NS
-        | helper_id::KTIME_GET_BOOT_NS
-        | helper_id::KTIME_GET_COARSE_NS
-        | helper_id::JIFFIES64
-        | helper_id::TRACE_PRINTK
-        | helper_id::GET_PRANDOM_U32
-        | helper_id::GET_SMP_PROCESSOR_ID
-        | helper_id::GET_CURRENT_PID_TGID
-        | helper_id::CURRENT_TASK_UNDER_CGROUP
-        | helper_id::PERF_EVENT_READ
-        | helper_id::PERF_EVENT_OUTPUT
-        | helper_id::CSUM_DIFF
-        | helper_id::STRNCMP
-        | helper_id::SPIN_LOCK
-        | helper_id::SPIN_UNLOCK
-        | helper_id::XDP_GET_BUFF_LEN
-        | helper_id::XDP_STORE_BYTES
-        | helper_id::SKB_STORE_BYTES => Effect::None,
-        helper_id::GET_CURRENT_COMM => Effect::Fills(Reg::R1, Reg::R2),
-        helper_id::SKB_LOAD_BYTES
-        | helper_id::SKB_LOAD_BYTES_RELATIVE
-        | helper_id::PERF_EVENT_READ_VALUE
-        | helper_id::XDP_LOAD_BYTES => Effect::Fills(Reg::R3, Reg::R4),
-        helper_id::XDP_ADJUST_HEAD | helper_id::XDP_ADJUST_META | helper_id::XDP_ADJUST_TAIL => {
-            Effect::MovesPacket
-        }
-        _ => Effect::Any,
-    }
-}
-
-fn forget_packet(state: &mut State) {
-    state.forget(|pointer| matches!(pointer.base, Base::Packet | Base::PacketEnd));
-}
+pub(super) const KEY_SIZE: i64 = 4;
 
 /// After code ran of which nothing is known.
 fn forget_all(state: &mut State) {
@@ -70,107 +24,226 @@ fn forget_all(state: &mut State) {
     forget_packet(state);
 }
 
+fn forget_packet(state: &mut State) {
+    state.forget(|pointer| {
+        matches!(pointer.base, Base::Packet | Base::PacketMeta | Base::PacketEnd)
+    });
+}
+
+/// The function that a value is the address of.
+fn function(value: Value) -> Option<usize> {
+    match value {
+        Value::Pointer(pointer) => match (pointer.base, pointer.place()) {
+            (Base::Function(target), Some(0)) => Some(target),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether a helper that takes maps takes those of this kind; helpers of hosts take any.
+///
+/// # Kernel
+/// `check_map_func_compatibility`
+fn takes_map(helper: u32, kind: MapKind) -> bool {
+    match helper {
+        helper_id::MAP_LOOKUP_ELEM => {
+            matches!(kind, MapKind::Array | MapKind::PercpuArray | MapKind::ArrayOfMaps)
+        }
+        helper_id::MAP_UPDATE_ELEM | helper_id::MAP_DELETE_ELEM | helper_id::FOR_EACH_MAP_ELEM => {
+            matches!(kind, MapKind::Array | MapKind::PercpuArray)
+        }
+        helper_id::MAP_LOOKUP_PERCPU_ELEM => kind == MapKind::PercpuArray,
+        helper_id::TAIL_CALL => kind == MapKind::ProgArray,
+        helper_id::PERF_EVENT_READ
+        | helper_id::PERF_EVENT_OUTPUT
+        | helper_id::PERF_EVENT_READ_VALUE => kind == MapKind::PerfEventArray,
+        helper_id::CURRENT_TASK_UNDER_CGROUP => kind == MapKind::CgroupArray,
+        _ => true,
+    }
+}
+
 impl Explorer<'_> {
-    pub(super) fn call(&mut self, at: usize, helper: u32, state: &mut State) {
+    pub(super) fn call(&mut self, at: usize, helper: u32, state: &mut State) -> Result<(), Kind> {
         // A tail call is an instruction of the engine's.
-        let known = helper == helper_id::TAIL_CALL
+        let is_ours = helper == helper_id::TAIL_CALL
             || self.env.helpers.get(helper).is_some_and(|helper| helper.is_builtin());
-        let result = match helper {
-            _ if !known => {
+        let result = match proto(helper).filter(|_| is_ours) {
+            Some(proto) => self.call_known(at, helper, &proto, state)?,
+            None => {
                 // A host's helper may write where it wants and call functions.
+                self.found(at, Fact::None);
                 self.let_anything_call();
                 forget_all(state);
                 Value::UNKNOWN
             }
-            helper_id::MAP_LOOKUP_ELEM => self.lookup(at, state),
+        };
+        state.clobber_caller_saved();
+        state.set(Reg::R0, result);
+        Ok(())
+    }
+
+    fn call_known(
+        &mut self,
+        at: usize,
+        helper: u32,
+        proto: &Proto,
+        state: &mut State,
+    ) -> Result<Value, Kind> {
+        let map = self.check_map_kind(helper, proto, state)?;
+        if self.env.strict {
+            self.check_call(helper, proto, state)?;
+        }
+        let fact = match (helper, map) {
+            (helper_id::MAP_LOOKUP_ELEM, Some(map)) => Fact::Lookup(map),
+            (helper_id::TAIL_CALL, Some(KnownMap::Listed(map))) => Fact::TailCall { map },
+            (helper_id::LOOP, _)
+                if function(state.get(Reg::R2)).is_some() && state.get(Reg::new(4)).is_null() =>
+            {
+                Fact::Loop
+            }
+            _ => Fact::None,
+        };
+        self.found(at, fact);
+        self.fill_buffers(proto, state);
+        if proto.moves_packet {
+            forget_packet(state);
+        }
+        match helper {
+            helper_id::MAP_LOOKUP_ELEM => return Ok(self.lookup(at, state)),
             helper_id::MAP_LOOKUP_PERCPU_ELEM => {
                 let map = self.map_with_values(state.get(Reg::R1));
-                Self::element(at, map, false, state)
+                return Ok(self.element(map, false));
             }
             helper_id::FOR_EACH_MAP_ELEM | helper_id::LOOP => {
-                let callback = state.get(Reg::R2);
-                match callback {
-                    Value::Pointer(Pointer { base: Base::Function(_), lo: 0, hi: 0, .. }) => {
-                        self.call_back(at, state);
-                    }
-                    _ => {
-                        self.let_anything_call();
-                        forget_all(state);
-                    }
+                if function(state.get(Reg::R2)).is_some() {
+                    self.call_back(at, state)?;
+                } else {
+                    self.let_anything_call();
+                    forget_all(state);
                 }
-                Value::UNKNOWN
             }
             helper_id::TIMER_SET_CALLBACK => {
                 self.call_later(state.get(Reg::R1), state.get(Reg::R2));
-                Value::UNKNOWN
             }
             helper_id::TAIL_CALL => {
                 // The other program returns to this one's caller.
                 let mut gone = state.clone();
                 forget_all(&mut gone);
                 gone.set(Reg::R0, Value::UNKNOWN);
-                self.leave(gone);
-                Value::UNKNOWN
+                self.leave(at, gone)?;
             }
-            _ => {
-                self.take_effect(effect(helper), state);
-                match helper {
-                    helper_id::GET_SMP_PROCESSOR_ID | helper_id::GET_PRANDOM_U32 => {
-                        Value::Number(Range::bytes(4))
-                    }
-                    _ => Value::UNKNOWN,
-                }
+            helper_id::GET_SMP_PROCESSOR_ID => {
+                let last = u64::from(possible_cpus()).saturating_sub(1);
+                return Ok(Value::range(Range::unsigned(0, last)));
             }
+            _ => {}
+        }
+        Ok(match proto.ret {
+            Ret::Void => Value::Unreadable,
+            Ret::ObjectOrNull if self.env.strict => {
+                let id = self.new_id();
+                state.owned.push(id);
+                Value::Pointer(Pointer { id, maybe_null: true, ..Pointer::to(Base::Object) })
+            }
+            _ => Value::UNKNOWN,
+        })
+    }
+
+    /// The map that is handed to a helper, if it is known; refuses one of a kind that the helper does not take.
+    fn check_map_kind(
+        &self,
+        helper: u32,
+        proto: &Proto,
+        state: &State,
+    ) -> Result<Option<KnownMap>, Kind> {
+        let Some(place) = proto.args.iter().position(|arg| *arg == Arg::Map) else {
+            return Ok(None);
         };
-        state.clobber_caller_saved();
-        state.set(Reg::R0, result);
+        let Value::Pointer(Pointer { base: Base::Map(map), .. }) =
+            state.get(Reg::new(place as u8 + 1))
+        else {
+            return Ok(None);
+        };
+        match map.layout(self.env.maps).map(|layout| layout.kind()) {
+            Some(kind) if !takes_map(helper, kind) => {
+                Err(Kind::MapKind { helper, map: map.name(self.env.maps), kind })
+            }
+            _ => Ok(Some(map)),
+        }
+    }
+
+    /// Makes the stack that of after a helper has written to its buffers.
+    fn fill_buffers(&mut self, proto: &Proto, state: &mut State) {
+        for (place, arg) in proto.args.iter().enumerate() {
+            let reg = Reg::new(place as u8 + 1);
+            let len = match arg {
+                Arg::Long => 8,
+                Arg::Fill | Arg::FillOrNull => {
+                    i64::try_from(state.get(Reg::new(place as u8 + 2)).number().umax)
+                        .unwrap_or(i64::MAX)
+                }
+                _ => continue,
+            };
+            let base = state.get(reg);
+            let is_short = len <= i64::from(u32::MAX);
+            let access = Access { write: true, indirect: true };
+            let allowed = is_short && self.reach(reg.index(), base, 0, len, access).is_ok();
+            match base {
+                Value::Pointer(pointer) if allowed => {
+                    if let Base::Stack(frame) = pointer.base {
+                        let (lo, hi) = pointer.span();
+                        state.overwrite(frame, lo, hi - lo + len);
+                    }
+                }
+                Value::Number(_) if base.is_null() => {}
+                _ => state.forget_stacks(),
+            }
+        }
+    }
+
+    /// Calls the function that was handed to a helper once more.
+    pub(super) fn call_back(&mut self, site: usize, state: &State) -> Result<(), Kind> {
+        let [map, callback, third] = [Reg::R1, Reg::R2, Reg::R3].map(|reg| state.get(reg));
+        let Some(target) = function(callback) else { return Ok(()) };
+        let mut args = [Value::Unreadable; 5];
+        if self.insns[site].imm as u32 == helper_id::LOOP {
+            args[0] = Value::range(Range::bytes(4));
+            args[1] = third;
+        } else {
+            (args[0], args[3]) = (map, third);
+            args[1] = Value::to(Base::Key);
+            args[2] = match self.map_with_values(map) {
+                Some(map) => Value::to(Base::Value(map)),
+                None => Value::UNKNOWN,
+            };
+        }
+        let mut state = state.clone();
+        state.rounds += 1;
+        self.enter(target, args, Return::Helper(site), state)
     }
 
     /// A timer calls a function with map, key and value, from nowhere.
-    fn call_later(&mut self, timer: Value, function: Value) {
-        let (Value::Pointer(timer), Value::Pointer(function)) = (timer, function) else {
+    fn call_later(&mut self, timer: Value, callback: Value) {
+        let (Value::Pointer(timer), Some(target)) = (timer, function(callback)) else {
             return self.let_anything_call();
         };
-        match (timer.base, function.base) {
-            (Base::Value(map @ KnownMap::Listed(_)), Base::Function(target))
-                if timer.lo == timer.hi && !timer.maybe_null =>
+        match timer.base {
+            Base::Value(map @ KnownMap::Listed(_))
+                if timer.place().is_some() && !timer.maybe_null =>
             {
-                let mut args = [Value::UNKNOWN; 5];
-                args[0] = Value::Pointer(Pointer::to(Base::Map(map)));
-                args[1] = Value::Pointer(Pointer::to(Base::Key));
-                args[2] = Value::Pointer(Pointer::to(Base::Value(map)));
+                let mut args = [Value::Unreadable; 5];
+                args[0] = Value::to(Base::Map(map));
+                args[1] = Value::to(Base::Key);
+                args[2] = Value::to(Base::Value(map));
                 self.start(target, args);
             }
             _ => self.let_anything_call(),
         }
     }
 
-    fn take_effect(&self, effect: Effect, state: &mut State) {
-        match effect {
-            Effect::None => {}
-            Effect::MovesPacket => forget_packet(state),
-            Effect::Any => forget_all(state),
-            Effect::Fills(buffer, len) => {
-                let base = state.get(buffer);
-                let len = i64::try_from(state.get(len).number().umax).unwrap_or(i64::MAX);
-                let allowed = match base {
-                    Value::Pointer(pointer) if len <= i64::from(u32::MAX) => {
-                        is_allowed(self.env, &pointer, 0, len, true)
-                    }
-                    _ => false,
-                };
-                match base {
-                    Value::Pointer(Pointer { base: Base::Stack(frame), lo, hi, .. }) if allowed => {
-                        state.overwrite(frame, lo, hi - lo + len);
-                    }
-                    _ => self.stored(state, base, 0, len, allowed, None),
-                }
-            }
-        }
-    }
-
     /// The map whose address this is, if its elements have addresses.
-    pub(super) fn map_with_values(&self, value: Value) -> Option<KnownMap> {
+    fn map_with_values(&self, value: Value) -> Option<KnownMap> {
         let Value::Pointer(Pointer { base: Base::Map(map), maybe_null: false, .. }) = value else {
             return None;
         };
@@ -179,11 +252,22 @@ impl Explorer<'_> {
     }
 
     /// The address of an element, or 0 unless it is sure to be there.
-    fn element(at: usize, map: Option<KnownMap>, there: bool, state: &mut State) -> Value {
+    fn element(&mut self, map: Option<KnownMap>, there: bool) -> Value {
         let Some(map) = map else { return Value::UNKNOWN };
-        fresh(state, at + 1);
-        let id = if there { 0 } else { at + 1 };
-        Value::Pointer(Pointer { id, maybe_null: !there, ..Pointer::to(Base::Value(map)) })
+        let pointer = Pointer { maybe_null: !there, ..Pointer::to(Base::Value(map)) };
+        let id = if there && !self.has_identity(pointer.base) { 0 } else { self.new_id() };
+        Value::Pointer(Pointer { id, ..pointer })
+    }
+
+    /// Whether it matters which one of several objects a pointer is to.
+    pub(super) fn has_identity(&self, base: Base) -> bool {
+        match base {
+            Base::Value(map) => map.special_fields(self.env.maps).is_some_and(|fields| {
+                fields.as_slice().iter().any(|field| field.kind.name() == super::args::LOCK)
+            }),
+            Base::Object => true,
+            _ => false,
+        }
     }
 
     /// Whether a map has an element with this index, whichever of the maps it is that it can be.
@@ -195,41 +279,87 @@ impl Explorer<'_> {
 
     fn lookup(&mut self, at: usize, state: &mut State) -> Value {
         let (map, key) = (state.get(Reg::R1), state.get(Reg::R2));
-        let key = match key {
-            Value::Pointer(pointer) if is_allowed(self.env, &pointer, 0, KEY_SIZE, false) => {
-                Some(pointer)
-            }
+        let reached =
+            self.reach(Reg::R2.index(), key, 0, KEY_SIZE, Access { write: false, indirect: true });
+        // What is put in the call's place reads not only the key but also, with some maps, the map, which has
+        // to be there.
+        let known = match map {
+            Value::Pointer(Pointer { base: Base::Map(map), maybe_null: false, .. }) => Some(map),
             _ => None,
         };
-        // What is put in the call's place reads not only the key but also, with some maps, the map, which has
-        // to be the one that it is made for, and there.
-        let inlined = match map {
-            Value::Pointer(Pointer { base: Base::Map(map), maybe_null: false, .. }) => {
-                self.facts[at] == Fact::Lookup(map)
-            }
-            _ => false,
-        };
-        self.note(at, key.is_some() && inlined);
+        self.note(at, reached.is_ok() && known.is_some());
         if let Some(known) = self.map_with_values(map) {
             let index = match key {
-                Some(Pointer { base: Base::Stack(frame), lo, hi, .. }) if lo == hi => {
-                    state.load(frame, lo, KEY_SIZE).and_then(|index| index.number().value())
-                }
+                Value::Pointer(pointer) if reached.is_ok() => match (pointer.base, pointer.place())
+                {
+                    (Base::Stack(frame), Some(place)) => {
+                        state.load(frame, place, KEY_SIZE).and_then(|index| index.number().value())
+                    }
+                    _ => None,
+                },
                 _ => None,
             };
-            return Self::element(at, Some(known), self.has_index(known, index), state);
+            return self.element(Some(known), self.has_index(known, index));
         }
-        match map {
-            Value::Pointer(Pointer { base: Base::Map(KnownMap::Listed(outer)), .. }) => {
+        match known {
+            Some(KnownMap::Listed(outer)) => {
                 let outer_map = self.env.maps.get(outer as usize);
                 if outer_map.is_none_or(|map| map.inner_template().is_none()) {
                     return Value::UNKNOWN;
                 }
-                fresh(state, at + 1);
                 let inner = Pointer::to(Base::Map(KnownMap::Inner(outer)));
-                Value::Pointer(Pointer { id: at + 1, maybe_null: true, ..inner })
+                Value::Pointer(Pointer { id: self.new_id(), maybe_null: true, ..inner })
             }
             _ => Value::UNKNOWN,
+        }
+    }
+
+    /// What has to be true where a function ends.
+    ///
+    /// # Kernel
+    /// `check_return_code`, `prepare_func_exit`
+    pub(super) fn check_leave(&self, state: &State, result: Value) -> Result<(), Kind> {
+        if !self.env.strict {
+            return Ok(());
+        }
+        let in_range = |what, min: i64, max: i64| match result {
+            Value::Number(number) if number.range.smin >= min && number.range.smax <= max => Ok(()),
+            Value::Number(number) => Err(Kind::Rule(Rule::Returned {
+                what,
+                range: number.range.signed_bounds(),
+                min,
+                max,
+            })),
+            _ => Err(Kind::Rule(Rule::ReturnsPointer)),
+        };
+        match state.ret() {
+            Return::To(_) => match result {
+                Value::Pointer(Pointer { base: Base::Stack(_), .. }) => {
+                    Err(Kind::Rule(Rule::ReturnsStack))
+                }
+                _ => Ok(()),
+            },
+            Return::Helper(_) => {
+                self.read(state, Reg::R0)?;
+                in_range("At callback return", 0, 1)
+            }
+            Return::Later | Return::Out => {
+                self.read(state, Reg::R0)?;
+                if state.lock.is_some() {
+                    return Err(Kind::Rule(Rule::EndUnderLock(
+                        "BPF_EXIT instruction in main prog",
+                    )));
+                }
+                if let Some(id) = state.owned.first() {
+                    return Err(Kind::Rule(Rule::Unreleased(*id)));
+                }
+                let is_iter = self.env.attach_type == crate::prog_type::AttachType::TRACE_ITER;
+                match state.ret() {
+                    Return::Later => in_range("At async callback return", 0, 0),
+                    _ if is_iter => in_range("At program exit", 0, 1),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }

@@ -1,28 +1,28 @@
-//! Which accesses are sure to be allowed, found by following every path through a program.
+//! What a program can do, found by following every path through it.
 //!
 //! Paths are followed one after the other. One ends where an earlier one came by with a state that covers
-//! its own. Where too many different states come by, or the budget is used up, they are joined into
-//! one, in which bounds that keep growing are given up, so that an end is always reached.
-//!
-//! Nothing is refused here. What is not understood becomes an unknown number, which covers any address, and an
-//! access through it is left to the check at run time. Such a store may have hit any stack slot.
+//! its own. In the default mode, where too many different states come by, or the budget is used up, they are joined into
+//! one, in which bounds that keep growing are given up, so that an end is always reached; what is not understood
+//! becomes an unknown number, which covers any address, and an access through it is left to the check at run time. Such a
+//! store may have hit any stack slot. In strict mode both is refused, with the rule that the kernel goes by.
 
 use std::collections::HashMap;
 
-use bpfarray_core::helper_id;
-use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo};
+use bpfarray_core::insn::{Insn, Reg, class};
 
-use super::memory::moved;
-use super::range::Range;
-use super::state::{Base, Pointer, Return, State, Value};
-use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target};
-use super::{Environment, Fact, KnownMap, Safety};
+use super::live::{self, Regs};
+use super::log::Log;
+use super::rule::Rule;
+use super::state::{Return, State};
+use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
+use super::value::{Base, Value};
+use super::{Environment, Fact, Safety, VerifyError, VerifyErrorKind as Kind};
 
-/// How many instructions are looked at before all states that meet are joined.
+/// How many instructions are looked at before all states that meet are joined, or the program is too large.
 ///
 /// # Kernel
 /// `BPF_COMPLEXITY_LIMIT_INSNS`
-const BUDGET: usize = 1_000_000;
+pub(super) const BUDGET: usize = 1_000_000;
 /// How many states are kept apart at a place.
 const STATES: usize = 64;
 /// How many states are joined at a place before bounds that change are given up.
@@ -34,98 +34,221 @@ const JOINS: usize = 3;
 const MAX_FRAMES: usize = 8;
 
 pub(super) struct Explorer<'a> {
-    insns: &'a [Insn],
+    pub(super) insns: &'a [Insn],
     pub(super) env: &'a Environment<'a>,
-    pub(super) facts: &'a [Fact],
     functions: &'a [usize],
+    /// What was found at each instruction; `None` where no path came by.
+    pub(super) facts: Vec<Option<Fact>>,
     /// Whether the accesses seen so far at an instruction were all sure to be allowed.
     proven: Vec<Option<bool>>,
+    /// Bytes of stack that each function needs, by its start.
+    pub(super) stack: HashMap<usize, i64>,
+    live: Vec<Regs>,
     /// Where paths meet.
     is_join: Vec<bool>,
     seen: HashMap<(usize, Vec<Return>), Place>,
-    pending: Vec<(usize, State)>,
+    nodes: Vec<Node>,
+    pending: Vec<Path>,
+    /// The last state that the path which is followed left behind.
+    node: Option<usize>,
     steps: usize,
+    last_id: u32,
     /// Any function may be called with anything.
     any_calls: bool,
+    pub(super) log: Option<Log<'a>>,
 }
 
 /// What came by at a place.
 #[derive(Default)]
 struct Place {
-    states: Vec<State>,
+    states: Vec<(State, usize)>,
     joined: Option<State>,
     joins: usize,
 }
 
-/// The safety of each instruction.
-pub(super) fn explore(
-    insns: &[Insn],
-    functions: &[usize],
-    facts: &[Fact],
-    env: &Environment<'_>,
-) -> Vec<Safety> {
-    let mut is_join = vec![false; insns.len()];
-    let mut at = 0;
-    while let Some(&insn) = insns.get(at) {
-        let target = jump_target(at, insn).and_then(|target| usize::try_from(target).ok());
-        if let Some(join) = target.and_then(|target| is_join.get_mut(target)) {
-            *join = true;
+/// A state that was left behind, from which paths may still be followed.
+struct Node {
+    before: Option<usize>,
+    paths: usize,
+}
+
+struct Path {
+    at: usize,
+    state: State,
+    node: Option<usize>,
+    /// The jump that leads there, and how much of the log is the way to it.
+    from: Option<usize>,
+    log_len: usize,
+}
+
+/// What was found out.
+pub(super) struct Explored {
+    pub(super) facts: Vec<Fact>,
+    pub(super) safety: Vec<Safety>,
+    /// Whether a path led to the instruction.
+    pub(super) reached: Vec<bool>,
+}
+
+type Step<T = ()> = Result<T, Kind>;
+
+impl<'a> Explorer<'a> {
+    pub(super) fn new(insns: &'a [Insn], functions: &'a [usize], env: &'a Environment<'a>) -> Self {
+        let mut is_join = vec![false; insns.len()];
+        let mut at = 0;
+        while let Some(&insn) = insns.get(at) {
+            let target = jump_target(at, insn).and_then(|target| usize::try_from(target).ok());
+            if let Some(join) = target.and_then(|target| is_join.get_mut(target)) {
+                *join = true;
+            }
+            at += len(insn);
         }
-        at += len(insn);
+        for &function in functions {
+            is_join[function] = true;
+        }
+        Self {
+            insns,
+            env,
+            functions,
+            facts: vec![None; insns.len()],
+            proven: vec![None; insns.len()],
+            stack: HashMap::new(),
+            live: live::registers(insns),
+            is_join,
+            seen: HashMap::new(),
+            nodes: Vec::new(),
+            pending: Vec::new(),
+            node: None,
+            steps: 0,
+            last_id: 0,
+            any_calls: false,
+            log: None,
+        }
     }
-    for &function in functions {
-        is_join[function] = true;
+
+    /// Follows all paths.
+    pub(super) fn explore(&mut self) -> Result<(), VerifyError> {
+        let mut args = [Value::Unreadable; 5];
+        args[0] = Value::to(Base::Ctx);
+        self.push(0, State::entry(0, args, Return::Out), None);
+        while let Some(path) = self.pending.pop() {
+            self.node = path.node;
+            if let Some(log) = &mut self.log {
+                log.go_back(path.log_len);
+                log.arrive(path.from, path.at, &path.state);
+            }
+            let mut at = path.at;
+            self.follow(&mut at, path.state).map_err(|kind| VerifyError { insn: at, kind })?;
+            self.end_path();
+        }
+        Ok(())
     }
-    let mut explorer = Explorer {
-        insns,
-        env,
-        facts,
-        functions,
-        proven: vec![None; insns.len()],
-        is_join,
-        seen: HashMap::new(),
-        pending: Vec::new(),
-        steps: 0,
-        any_calls: false,
-    };
-    let mut args = [Value::UNKNOWN; 5];
-    args[0] = Value::Pointer(Pointer::to(Base::Ctx));
-    explorer.pending.push((0, State::entry(args)));
-    while let Some((at, state)) = explorer.pending.pop() {
-        explorer.follow(at, state);
+
+    pub(super) fn statistics(&self) -> String {
+        let most = self.seen.values().map(|place| place.states.len()).max().unwrap_or(0);
+        let all: usize = self.seen.values().map(|place| place.states.len()).sum();
+        format!(
+            "processed {} insns (limit {BUDGET}) max_states_per_insn {most} total_states {all} peak_states {all} \
+             mark_read 0",
+            self.steps
+        )
     }
-    let safety = |proven: Option<bool>| match proven {
-        Some(true) => Safety::Proven,
+
+    pub(super) fn finish(self) -> Explored {
+        let reached = self.facts.iter().map(Option::is_some).collect();
+        let facts: Vec<Fact> =
+            self.facts.into_iter().map(|fact| fact.unwrap_or(Fact::None)).collect();
         // What no path reaches is not worth a thought.
-        Some(false) | None => Safety::Guarded,
-    };
-    explorer.proven.into_iter().map(safety).collect()
-}
+        let safety = |proven: Option<bool>| match proven {
+            Some(true) => Safety::Proven,
+            Some(false) | None => Safety::Guarded,
+        };
+        Explored { safety: self.proven.into_iter().map(safety).collect(), facts, reached }
+    }
 
-fn len(insn: Insn) -> usize {
-    if insn.is_ld_imm64() { 2 } else { 1 }
-}
+    /// Goes on although a rule is broken, or not.
+    pub(super) fn forbid(&self, rule: impl FnOnce() -> Rule) -> Step {
+        if self.env.strict { Err(Kind::Rule(rule())) } else { Ok(()) }
+    }
 
-/// Takes an id, which is that of an instruction, from all values that still have it from an earlier time.
-pub(super) fn fresh(state: &mut State, id: usize) {
-    state.forget(|pointer| pointer.id == id);
-}
-
-impl Explorer<'_> {
     pub(super) fn note(&mut self, at: usize, allowed: bool) {
         let proven = &mut self.proven[at];
         *proven = Some(allowed && *proven != Some(false));
     }
 
-    /// The state to go on with, unless all that it may lead to is looked at anyway.
-    fn arrive(&mut self, at: usize, state: State) -> Option<State> {
-        let place = self.seen.entry((at, state.returns())).or_default();
-        if place.joined.iter().chain(place.states.iter().rev()).any(|seen| seen.covers(&state)) {
-            return None;
+    /// Notes what an instruction turned out to be on this path; tells whether it was so on all paths.
+    pub(super) fn found(&mut self, at: usize, fact: Fact) -> bool {
+        let known = self.facts[at].get_or_insert(fact);
+        let same = *known == fact;
+        if !same {
+            *known = Fact::None;
+            self.note(at, false);
         }
-        if place.joined.is_none() && place.states.len() < STATES && self.steps < BUDGET {
-            place.states.push(state.clone());
-            return Some(state);
+        same
+    }
+
+    pub(super) fn new_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// The value of a register that is read.
+    pub(super) fn read(&self, state: &State, reg: Reg) -> Step<Value> {
+        let value = state.get(reg);
+        if value == Value::Unreadable {
+            self.forbid(|| Rule::Unreadable(reg.index()))?;
+        }
+        Ok(value)
+    }
+
+    pub(super) fn push(&mut self, at: usize, state: State, from: Option<usize>) {
+        if let Some(node) = self.node {
+            self.nodes[node].paths += 1;
+        }
+        let log_len = self.log.as_ref().map_or(0, Log::len);
+        self.pending.push(Path { at, state, node: self.node, from, log_len });
+    }
+
+    fn end_path(&mut self) {
+        let mut ended = self.node.take();
+        while let Some(node) = ended {
+            let node = &mut self.nodes[node];
+            node.paths -= 1;
+            ended = if node.paths == 0 { node.before } else { None };
+        }
+    }
+
+    /// The state to go on with, unless all that it may lead to is looked at anyway.
+    fn arrive(&mut self, at: usize, mut state: State) -> Step<Option<State>> {
+        state.keep(self.live[at]);
+        let strict = self.env.strict;
+        // A helper calls a function nobody knows how often.
+        let is_callback = matches!(state.ret(), Return::Helper(_)) && self.functions.contains(&at);
+        let place = self.seen.entry((at, state.returns())).or_default();
+        if place.joined.as_ref().is_some_and(|joined| joined.covers(&state, strict)) {
+            return Ok(None);
+        }
+        for (seen, node) in place.states.iter().rev() {
+            if !seen.covers(&state, strict) {
+                continue;
+            }
+            let is_behind = strict && self.nodes[*node].paths > 0 && seen.rounds == state.rounds;
+            if !is_behind {
+                return Ok(None);
+            }
+            if state.covers(seen, strict) {
+                return Err(Kind::Rule(Rule::InfiniteLoop(at)));
+            }
+        }
+        let apart =
+            if strict { !is_callback } else { place.states.len() < STATES && self.steps < BUDGET };
+        if apart && place.joined.is_none() {
+            if place.states.len() == STATES {
+                place.states.remove(0);
+            }
+            let node = self.nodes.len();
+            place.states.push((state.clone(), node));
+            self.nodes.push(Node { before: self.node.replace(node), paths: 1 });
+            return Ok(Some(state));
         }
         match &mut place.joined {
             Some(joined) => {
@@ -134,116 +257,125 @@ impl Explorer<'_> {
             }
             None => place.joined = Some(state),
         }
-        place.joined.clone()
+        Ok(place.joined.clone())
     }
 
     /// Follows one path to its end, leaving the others that branch off for later.
-    fn follow(&mut self, mut at: usize, mut state: State) {
+    fn follow(&mut self, at: &mut usize, mut state: State) -> Step {
         loop {
-            if self.is_join[at] {
-                match self.arrive(at, state) {
+            if self.is_join[*at] {
+                match self.arrive(*at, state)? {
                     Some(arrived) => state = arrived,
-                    None => return,
+                    None => {
+                        if let Some(log) = &mut self.log {
+                            log.safe(*at);
+                        }
+                        return Ok(());
+                    }
                 }
             }
             self.steps += 1;
-            let insn = self.insns[at];
-            let next = at + len(insn);
-            match insn.class() {
-                class::ALU | class::ALU64 => self.alu(at, insn, &mut state),
-                class::LDX | class::ST | class::STX => self.access(at, insn, &mut state),
-                class::LD if insn.is_ld_imm64() => {
-                    let value = self.load_imm64(at, insn);
-                    state.set(insn.dst, value);
-                }
-                class::LD => {
-                    // Where the packet ends before, the function does, too.
-                    let mut ended = state.clone();
-                    ended.set(Reg::R0, Value::Number(Range::constant(0)));
-                    self.leave(ended);
-                    state.clobber_caller_saved();
-                }
-                _ if is_exit(insn) => return self.leave(state),
-                _ if insn.is_pseudo_call() => {
-                    let Some(target) = function_target(at, insn) else { return };
-                    return self.enter(target as usize, None, Return::To(next), state);
-                }
-                _ if insn.is_helper_call() => self.call(at, insn.imm as u32, &mut state),
-                _ if is_unconditional_jump(insn) => {
-                    let Some(target) = jump_target(at, insn) else { return };
-                    at = target as usize;
-                    continue;
-                }
-                _ => match self.branch(at, insn, &mut state) {
-                    Some(next) => {
-                        at = next;
-                        continue;
-                    }
-                    None => return,
-                },
+            if self.env.strict && self.steps > BUDGET {
+                return Err(Kind::Rule(Rule::TooLarge(self.steps)));
             }
-            at = next;
+            let before = self.log.as_mut().map(|log| {
+                log.insn(*at);
+                state.clone()
+            });
+            let next = self.step(*at, &mut state)?;
+            if let (Some(log), Some(before)) = (&mut self.log, before) {
+                let (read, written) = live::effect(self.insns[*at]);
+                log.effect(read | written, &before, next.map(|_| &state));
+            }
+            match next {
+                Some(next) => *at = next,
+                None => return Ok(()),
+            }
         }
+    }
+
+    /// Executes an instruction; tells where the path goes on, if it does.
+    fn step(&mut self, at: usize, state: &mut State) -> Step<Option<usize>> {
+        let insn = self.insns[at];
+        let next = at + len(insn);
+        if self.facts[at].is_none() && !is_access(insn) && !insn.is_helper_call() {
+            self.facts[at] = Some(Fact::None);
+        }
+        match insn.class() {
+            class::ALU | class::ALU64 => self.alu(insn, state)?,
+            class::LDX | class::ST | class::STX => self.access(at, insn, state)?,
+            class::LD if insn.is_ld_imm64() => {
+                let value = self.load_imm64(at, insn);
+                state.set(insn.dst, value);
+            }
+            class::LD => self.load_packet(at, insn, state)?,
+            _ if is_exit(insn) => {
+                self.leave(at, state.clone())?;
+                return Ok(None);
+            }
+            _ if insn.is_pseudo_call() => {
+                if let Some(target) = function_target(at, insn) {
+                    let args = [1, 2, 3, 4, 5].map(|reg| state.get(Reg::new(reg)));
+                    self.enter(target as usize, args, Return::To(next), state.clone())?;
+                }
+                return Ok(None);
+            }
+            _ if insn.is_helper_call() => self.call(at, insn.imm as u32, state)?,
+            _ if is_unconditional_jump(insn) => {
+                return Ok(jump_target(at, insn).map(|target| target as usize));
+            }
+            _ => return self.branch(at, insn, state),
+        }
+        Ok(Some(next))
     }
 
     /// Calls a function, unless too many are running, which ends the run.
     pub(super) fn enter(
         &mut self,
         target: usize,
-        args: Option<[Value; 5]>,
+        args: [Value; 5],
         ret: Return,
         mut state: State,
-    ) {
-        if state.depth() < MAX_FRAMES {
-            let args = args.unwrap_or([1, 2, 3, 4, 5].map(|reg| state.get(Reg::new(reg))));
-            state.push(args, ret);
-            self.pending.push((target, state));
+    ) -> Step {
+        if state.depth() >= MAX_FRAMES {
+            return self.forbid(|| Rule::CallDepth(MAX_FRAMES + 1));
         }
+        let caller = self.log.as_ref().map(|_| state.clone());
+        state.push(target, args, ret);
+        if let (Some(log), Some(caller)) = (&mut self.log, caller) {
+            log.call(&caller, &state);
+        }
+        self.push(target, state, None);
+        Ok(())
     }
 
     /// Returns from a function.
-    pub(super) fn leave(&mut self, mut state: State) {
+    pub(super) fn leave(&mut self, at: usize, mut state: State) -> Step {
         let result = state.get(Reg::R0);
-        match state.pop() {
-            None | Some(Return::Out) => {}
-            Some(Return::To(next)) => {
-                let gone = state.depth();
-                state.clobber_caller_saved();
-                // The result may point into the frame that is gone.
-                let dangling = matches!(
-                    result,
-                    Value::Pointer(Pointer { base: Base::Stack(frame), .. }) if frame >= gone
-                );
-                state.set(Reg::R0, if dangling { Value::UNKNOWN } else { result });
-                self.pending.push((next, state));
+        self.check_leave(&state, result)?;
+        let callee = self.log.as_ref().map(|_| state.clone());
+        let Some(ret) = state.pop() else { return Ok(()) };
+        // The result may point into the frame that is gone.
+        let gone = state.depth();
+        let dangling = matches!(
+            result,
+            Value::Pointer(pointer) if matches!(pointer.base, Base::Stack(frame) if frame >= gone)
+        );
+        let (next, result) = match ret {
+            Return::Out | Return::Later => return Ok(()),
+            Return::To(next) => (next, if dangling { Value::Unreadable } else { result }),
+            Return::Helper(site) => {
+                self.call_back(site, &state)?;
+                (site + 1, Value::UNKNOWN)
             }
-            Some(Return::Helper(site)) => {
-                self.call_back(site, &state);
-                state.clobber_caller_saved();
-                self.pending.push((site + 1, state));
-            }
-        }
-    }
-
-    /// Calls the function that was handed to a helper once more.
-    pub(super) fn call_back(&mut self, site: usize, state: &State) {
-        let [map, function, third] = [Reg::R1, Reg::R2, Reg::R3].map(|reg| state.get(reg));
-        let Value::Pointer(Pointer { base: Base::Function(target), lo: 0, hi: 0, .. }) = function
-        else {
-            return;
         };
-        let mut args = [Value::UNKNOWN; 5];
-        if self.insns[site].imm as u32 == helper_id::LOOP {
-            args[0] = Value::Number(Range::bytes(4));
-            args[1] = third;
-        } else {
-            (args[0], args[3]) = (map, third);
-            args[1] = Value::Pointer(Pointer::to(Base::Key));
-            if let Some(map) = self.map_with_values(map) {
-                args[2] = Value::Pointer(Pointer::to(Base::Value(map)));
-            }
+        state.clobber_caller_saved();
+        state.set(Reg::R0, result);
+        if let (Some(log), Some(callee)) = (&mut self.log, callee) {
+            log.ret(next, &callee, &state);
         }
-        self.enter(target, Some(args), Return::Helper(site), state.clone());
+        self.push(next, state, Some(at));
+        Ok(())
     }
 
     /// From now on, somebody may call any function with anything.
@@ -257,179 +389,11 @@ impl Explorer<'_> {
 
     /// Follows a function that is called when nothing else runs.
     pub(super) fn start(&mut self, function: usize, args: [Value; 5]) {
-        self.pending.push((function, State::entry(args)));
-    }
-
-    fn load_imm64(&self, at: usize, insn: Insn) -> Value {
-        let high = self.insns[at + 1].imm as u32;
-        let pointer = match insn.src.index() as u8 {
-            pseudo::MAP_IDX => Pointer::to(Base::Map(KnownMap::Listed(insn.imm as u32))),
-            pseudo::MAP_IDX_VALUE => {
-                let off = i64::from(high);
-                let map = KnownMap::Listed(insn.imm as u32);
-                Pointer { lo: off, hi: off, ..Pointer::to(Base::Value(map)) }
-            }
-            pseudo::FUNC => match function_target(at, insn) {
-                Some(target) => Pointer::to(Base::Function(target as usize)),
-                None => return Value::UNKNOWN,
-            },
-            0 => {
-                let low = u64::from(insn.imm as u32);
-                return Value::Number(Range::constant(u64::from(high) << 32 | low));
-            }
-            _ => return Value::UNKNOWN,
-        };
-        Value::Pointer(pointer)
-    }
-
-    fn alu(&mut self, at: usize, insn: Insn, state: &mut State) {
-        let is_64 = insn.class() == class::ALU64;
-        let operand = match insn.is_reg_src() && insn.op() != alu::END {
-            true => state.get(insn.src),
-            false if is_64 => Value::Number(Range::constant(i64::from(insn.imm) as u64)),
-            false => Value::Number(Range::constant(u64::from(insn.imm as u32))),
-        };
-        let old = state.get(insn.dst);
-        let id = at + 1;
-        let value = match (insn.op(), old, operand) {
-            (alu::MOV, _, value) if insn.off == 0 => match value {
-                value if is_64 => value,
-                value => Value::Number(value.number().low()),
-            },
-            (alu::MOV, _, value) => {
-                let kept = Range::sign_extended(insn.off as u32 / 8);
-                let range = value.number();
-                let fits = kept.contains(&range) && (is_64 || range.smin >= 0);
-                Value::Number(match (fits, is_64) {
-                    (true, _) => range,
-                    (false, true) => kept,
-                    (false, false) => Range::bytes(4),
-                })
-            }
-            (alu::END, ..) => Value::Number(Range::bytes(insn.imm as u32 / 8)),
-            (alu::NEG, ..) => Value::Number(Range::bytes(if is_64 { 8 } else { 4 })),
-            (alu::ADD, Value::Pointer(pointer), Value::Number(by))
-            | (alu::ADD, Value::Number(by), Value::Pointer(pointer))
-                if is_64 =>
-            {
-                moved(pointer, by, id, state)
-            }
-            (alu::SUB, Value::Pointer(pointer), Value::Number(by)) if is_64 => match by.value() {
-                Some(n) => moved(pointer, Range::constant(n.wrapping_neg()), id, state),
-                None => Value::UNKNOWN,
-            },
-            (op, a, b) => Value::Number(Range::alu(op, is_64, insn.off, a.number(), b.number())),
-        };
-        state.set(insn.dst, value);
-    }
-
-    /// Where a conditional jump goes on with `state`; the other way is left for later.
-    fn branch(&mut self, at: usize, insn: Insn, state: &mut State) -> Option<usize> {
-        let target = jump_target(at, insn)? as usize;
-        let mut taken = state.clone();
-        let goes = self.decide(insn, true, &mut taken);
-        let stays = self.decide(insn, false, state);
-        match (goes, stays) {
-            (true, true) => {
-                self.pending.push((target, taken));
-                Some(at + 1)
-            }
-            (false, true) => Some(at + 1),
-            (true, false) => {
-                *state = taken;
-                Some(target)
-            }
-            (false, false) => None,
-        }
-    }
-
-    /// Narrows a state to the runs in which a jump is taken, or not; tells whether there can be any.
-    fn decide(&self, insn: Insn, taken: bool, state: &mut State) -> bool {
-        if insn.op() == jmp::JCOND {
-            return true;
-        }
-        let is_64 = insn.class() == class::JMP;
-        let (left, right) = (
-            state.get(insn.dst),
-            match insn.is_reg_src() {
-                true => state.get(insn.src),
-                false if is_64 => Value::Number(Range::constant(i64::from(insn.imm) as u64)),
-                false => Value::Number(Range::constant(u64::from(insn.imm as u32))),
-            },
-        );
-        match (left, right) {
-            (Value::Number(a), Value::Number(b)) => {
-                let Some((a, b)) = Range::compare(insn.op(), is_64, taken, a, b) else {
-                    return false;
-                };
-                // A register compared with itself has told nothing.
-                if insn.is_reg_src() && insn.src == insn.dst {
-                    return true;
-                }
-                state.set(insn.dst, Value::Number(a));
-                if insn.is_reg_src() {
-                    state.set(insn.src, Value::Number(b));
-                }
-                true
-            }
-            (Value::Pointer(pointer), Value::Number(zero))
-                if is_64
-                    && zero == Range::constant(0)
-                    && matches!(insn.op(), jmp::JEQ | jmp::JNE) =>
-            {
-                let is_null = (insn.op() == jmp::JEQ) == taken;
-                null_test(insn.dst, pointer, is_null, state)
-            }
-            (Value::Pointer(a), Value::Pointer(b)) if is_64 => {
-                packet_test(insn.op(), taken, a, b, state);
-                true
-            }
-            _ => true,
-        }
+        self.push(function, State::entry(function, args, Return::Later), None);
     }
 }
 
-fn null_test(reg: Reg, pointer: Pointer, is_null: bool, state: &mut State) -> bool {
-    if !pointer.maybe_null {
-        let object = matches!(pointer.base, Base::Value(_) | Base::Ctx | Base::Stack(_));
-        return !(is_null && object && pointer.lo == 0 && pointer.hi == 0);
-    }
-    let tested = |pointer: Pointer| match is_null {
-        true => Value::Number(Range::constant(0)),
-        false => Value::Pointer(Pointer { maybe_null: false, id: 0, ..pointer }),
-    };
-    if pointer.id != 0 {
-        state.rewrite(|other| match other.id == pointer.id && other.maybe_null {
-            true => tested(other),
-            false => Value::Pointer(other),
-        });
-    }
-    state.set(reg, tested(pointer));
-    true
-}
-
-/// What a comparison with the end of the packet tells of the bytes before it.
-fn packet_test(op: u8, taken: bool, a: Pointer, b: Pointer, state: &mut State) {
-    let mirrored = a.base == Base::PacketEnd;
-    let (packet, end) = if mirrored { (b, a) } else { (a, b) };
-    if packet.base != Base::Packet || end.base != Base::PacketEnd {
-        return;
-    }
-    // Whether the pointer is at most at the end, and whether it is before it.
-    let (within, before) = match (op, taken, mirrored) {
-        (jmp::JLE, true, false) | (jmp::JGT, false, false) => (true, false),
-        (jmp::JGE, true, true) | (jmp::JLT, false, true) => (true, false),
-        (jmp::JLT, true, false) | (jmp::JGE, false, false) => (true, true),
-        (jmp::JGT, true, true) | (jmp::JLE, false, true) => (true, true),
-        _ => (false, false),
-    };
-    if !within {
-        return;
-    }
-    let known = packet.lo + i64::from(before);
-    state.rewrite(|other| {
-        let same = other.base == Base::Packet && other.id == packet.id;
-        let range = if same { other.range.max(known) } else { other.range };
-        Value::Pointer(Pointer { range, ..other })
-    });
+/// Whether an instruction is one whose fact depends on what it accesses.
+fn is_access(insn: Insn) -> bool {
+    matches!(insn.class(), class::LDX | class::ST | class::STX)
 }

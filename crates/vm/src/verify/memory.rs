@@ -1,57 +1,254 @@
 //! Loads, stores and atomic operations: which are sure to be allowed, and what they leave behind.
 
+use bpfarray::HandleMode;
 use bpfarray_core::attr::MapFlags;
 use bpfarray_core::insn::{Insn, Reg, atomic, class, mode, size};
+use bpfarray_core::map::Kind as MapKind;
 
-use super::explore::{Explorer, fresh};
+use super::alu::FAR;
+use super::explore::Explorer;
 use super::range::Range;
-use super::state::{Base, Pointer, Slot, State, Value};
-use super::{Environment, Fact, KnownMap, ProgType};
+use super::rule::{Rule, detail};
+use super::state::{Slot, State};
+use super::value::{Base, Pointer, Value};
+use super::{Fact, KnownMap, ProgType, VerifyErrorKind as Kind};
+use crate::context::{CtxAccess, convert_ctx_access};
+use crate::prog_type::AttachType;
 
 /// Bytes of a function's stack frame.
 const FRAME: i64 = crate::interp::FRAME_SIZE as i64;
 /// Bytes of the key that a callback gets.
 const KEY: i64 = 4;
 
-/// Whether `size` bytes at `off` from a pointer are there, to be read or written.
-pub(super) fn is_allowed(
-    env: &Environment<'_>,
-    pointer: &Pointer,
-    off: i64,
-    size: i64,
-    write: bool,
-) -> bool {
-    let (lo, hi) = (pointer.lo + off, pointer.hi + off + size);
-    if pointer.maybe_null {
-        return false;
-    }
-    match pointer.base {
-        Base::Stack(_) => lo >= -FRAME && hi <= 0,
-        Base::Packet => lo >= 0 && hi <= pointer.range,
-        Base::Key => lo >= 0 && hi <= KEY,
-        Base::Value(map) => is_in_value(env, map, lo, hi, write),
-        Base::Ctx | Base::PacketEnd | Base::Map(_) | Base::Function(_) => false,
-    }
+/// What is done to memory.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub(super) struct Access {
+    pub(super) write: bool,
+    /// By a helper, on the program's behalf.
+    pub(super) indirect: bool,
 }
 
-fn is_in_value(env: &Environment<'_>, map: KnownMap, lo: i64, hi: i64, write: bool) -> bool {
-    let (Some(layout), Some(fields)) = (map.layout(env.maps), map.special_fields(env.maps)) else {
-        return false;
-    };
-    let denied = if write { MapFlags::RDONLY_PROG } else { MapFlags::WRONLY_PROG };
-    lo >= 0
-        && hi <= i64::from(layout.value_size())
-        && !layout.map_flags().contains(denied)
-        && fields.overlapping(lo as u64, (hi - lo) as u64).is_none()
-}
+impl Access {
+    pub(super) const READ: Self = Self { write: false, indirect: false };
+    pub(super) const WRITE: Self = Self { write: true, indirect: false };
 
-/// Whether a context of this type always has all bytes that [`crate::context::convert_ctx_access`] knows of.
-fn ctx_is_whole(prog_type: ProgType) -> bool {
-    crate::context::min_len(prog_type).is_some()
+    fn stack_words(self) -> &'static str {
+        match (self.indirect, self.write) {
+            (true, false) => "read from",
+            (true, true) => "write to",
+            (false, false) => "read from",
+            (false, true) => "write to",
+        }
+    }
 }
 
 impl Explorer<'_> {
-    pub(super) fn access(&mut self, at: usize, insn: Insn, state: &mut State) {
+    /// Checks that `size` bytes at `off` from what a register holds are there, to be read or written.
+    ///
+    /// # Kernel
+    /// `check_mem_access`, `check_helper_mem_access`
+    pub(super) fn reach(
+        &self,
+        reg: usize,
+        value: Value,
+        off: i64,
+        size: i64,
+        access: Access,
+    ) -> Result<(), Rule> {
+        let no_access = || Rule::MemAccess { reg, is: self.type_name(value) };
+        let Value::Pointer(pointer) = value else { return Err(no_access()) };
+        if pointer.maybe_null {
+            return Err(no_access());
+        }
+        let (lo, hi) = pointer.span();
+        let (lo, hi) = (lo + off, hi + off + size);
+        match pointer.base {
+            Base::Stack(_) if lo >= -FRAME && hi <= 0 => Ok(()),
+            Base::Stack(_) => Err(match pointer.place() {
+                Some(at) => Rule::Stack { reg, access: access.stack_words(), off: at + off, size },
+                None => Rule::StackVariable {
+                    reg,
+                    access: access.stack_words(),
+                    var: pointer.var.bits.to_string(),
+                    size,
+                },
+            }),
+            Base::Packet | Base::PacketMeta => {
+                if access.write && self.env.prog_type == ProgType::SOCKET_FILTER {
+                    return Err(Rule::PacketWrite);
+                }
+                if pointer.var.smin < 0 {
+                    return Err(Rule::MinNegative(reg));
+                }
+                let (start, end) = (pointer.off + off, pointer.off + off + size);
+                if start >= 0 && end <= pointer.range {
+                    return Ok(());
+                }
+                let Pointer { id, off: at, range, .. } = pointer;
+                Err(Rule::OutsidePacket { reg, off: at + off, size, id, at, range })
+            }
+            Base::Key if access.write => Err(Rule::KeyWrite(reg)),
+            Base::Key => {
+                region(reg, "map value", format!("key_size={KEY} "), KEY, &pointer, off, size)
+            }
+            Base::Value(map) => self.reach_value(reg, map, &pointer, off, size, access),
+            Base::Buffer { writable } if access.write && !writable => {
+                Err(Rule::ReadOnly { reg, is: self.type_name(value) })
+            }
+            // The length is known when the program is attached.
+            Base::Buffer { .. } | Base::Object if self.env.strict && !access.write => Ok(()),
+            Base::Buffer { .. } if self.env.strict => Ok(()),
+            Base::Map(_) if access.write => Err(Rule::ReadOnly { reg, is: self.type_name(value) }),
+            _ => Err(no_access()),
+        }
+    }
+
+    fn reach_value(
+        &self,
+        reg: usize,
+        map: KnownMap,
+        pointer: &Pointer,
+        off: i64,
+        size: i64,
+        access: Access,
+    ) -> Result<(), Rule> {
+        let maps = self.env.maps;
+        let (Some(layout), Some(fields)) = (map.layout(maps), map.special_fields(maps)) else {
+            return Err(Rule::MemAccess { reg, is: "map_value".to_owned() });
+        };
+        let flags = layout.map_flags();
+        let value_size = layout.value_size();
+        if access.write && flags.contains(MapFlags::RDONLY_PROG) {
+            return Err(Rule::MapWrite(detail(value_size, off + pointer.off, size)));
+        }
+        if !access.write && flags.contains(MapFlags::WRONLY_PROG) {
+            return Err(Rule::MapRead(detail(value_size, off + pointer.off, size)));
+        }
+        let context = format!("value_size={value_size} ");
+        region(reg, "map value", context, value_size.into(), pointer, off, size)?;
+        let (lo, hi) = pointer.span();
+        match fields.overlapping((lo + off) as u64, (hi - lo + size) as u64) {
+            None => Ok(()),
+            Some(field) if access.indirect => Err(Rule::SpecialFieldIndirect(field.kind.name())),
+            Some(field) => Err(Rule::SpecialField(field.kind.name())),
+        }
+    }
+
+    /// Remembers how much stack a function uses.
+    pub(super) fn use_stack(&mut self, state: &State, pointer: &Pointer, off: i64) {
+        if let Base::Stack(frame) = pointer.base
+            && let Some(frame) = state.frames().get(frame)
+        {
+            let used = self.stack.entry(frame.function).or_default();
+            *used = (*used).max(-(pointer.span().0 + off)).min(FRAME);
+        }
+    }
+
+    /// Notes whether the access of an instruction is sure to be allowed.
+    fn check(
+        &mut self,
+        at: usize,
+        reg: Reg,
+        off: i16,
+        value: Value,
+        access: Access,
+        state: &State,
+    ) -> Result<bool, Kind> {
+        let (insn, reg) = (self.insns[at], reg.index());
+        let size = i64::from(insn.size_bytes());
+        if let Value::Pointer(Pointer { base: Base::Ctx, .. }) = value {
+            return self.check_ctx(at, reg, value, access);
+        }
+        if !self.found(at, Fact::None) {
+            self.forbid(|| Rule::DifferentPointers)?;
+        }
+        let reached = self.reach(reg, value, off.into(), size, access);
+        let allowed = reached.is_ok();
+        match reached {
+            Ok(()) => {}
+            Err(rule) => self.forbid(|| rule)?,
+        }
+        if let Value::Pointer(pointer) = value {
+            if allowed {
+                self.use_stack(state, &pointer, off.into());
+            }
+            self.check_alignment(insn, &pointer, off, size)?;
+        }
+        self.note(at, allowed);
+        Ok(allowed)
+    }
+
+    /// # Kernel
+    /// `check_ptr_alignment`, for a processor that takes other accesses at any address
+    fn check_alignment(
+        &self,
+        insn: Insn,
+        pointer: &Pointer,
+        off: i16,
+        size: i64,
+    ) -> Result<(), Kind> {
+        let what = match pointer.base {
+            Base::Stack(_) => "stack",
+            Base::Value(_) if insn.mode() == mode::ATOMIC => "value",
+            _ => return Ok(()),
+        };
+        if pointer.var.is_multiple_of(size) && (pointer.off + i64::from(off)) % size == 0 {
+            return Ok(());
+        }
+        self.forbid(|| {
+            let var = match pointer.var.value() {
+                Some(n) => (n as i64).to_string(),
+                None => pointer.var.bits.to_string(),
+            };
+            Rule::Misaligned { what, var, at: pointer.off, off, size }
+        })
+    }
+
+    /// An access to the context, which has a form of its own.
+    fn check_ctx(
+        &mut self,
+        at: usize,
+        reg: usize,
+        value: Value,
+        access: Access,
+    ) -> Result<bool, Kind> {
+        let insn = self.insns[at];
+        let Value::Pointer(pointer) = value else { return Ok(false) };
+        if pointer.place() != Some(0) {
+            self.forbid(|| match pointer.place() {
+                Some(off) => Rule::ModifiedCtx { reg, off },
+                None => Rule::VariableCtx(pointer.var.bits.to_string()),
+            })?;
+            self.found(at, Fact::None);
+            self.note(at, false);
+            return Ok(false);
+        }
+        let (offset, bytes) = (insn.off, insn.size_bytes());
+        // A sign-extending load has no wider form, so it cannot load a pointer.
+        let possible = |access: &CtxAccess| match insn.mode() {
+            mode::MEM => true,
+            mode::MEMSX => access.native_size == bytes as usize,
+            _ => false,
+        };
+        let fact = usize::try_from(offset)
+            .ok()
+            .and_then(|off| {
+                convert_ctx_access(self.env.prog_type, off, bytes as usize, access.write)
+            })
+            .filter(possible)
+            .map(Fact::Ctx)
+            .ok_or(Kind::CtxAccess { offset, size: bytes })?;
+        if !self.found(at, fact) {
+            self.forbid(|| Rule::DifferentPointers)?;
+            return Ok(false);
+        }
+        // Whether a context of this type always has all bytes that a conversion knows of.
+        let allowed = crate::context::min_len(self.env.prog_type).is_some();
+        self.note(at, allowed);
+        Ok(allowed)
+    }
+
+    pub(super) fn access(&mut self, at: usize, insn: Insn, state: &mut State) -> Result<(), Kind> {
         match insn.mode() {
             mode::ATOMIC => self.atomic(at, insn, state),
             _ if insn.class() == class::LDX => self.load(at, insn, state),
@@ -59,66 +256,145 @@ impl Explorer<'_> {
         }
     }
 
-    /// Notes whether the access is sure to be allowed.
-    fn check(&mut self, at: usize, insn: Insn, base: Value, read: bool, write: bool) -> bool {
-        let (off, size) = (i64::from(insn.off), i64::from(insn.size_bytes()));
-        let allowed = match base {
-            Value::Pointer(Pointer { base: Base::Ctx, lo: 0, hi: 0, .. }) => {
-                matches!(self.facts[at], Fact::Ctx(_)) && ctx_is_whole(self.env.prog_type)
-            }
-            Value::Pointer(pointer) => [(read, false), (write, true)]
-                .iter()
-                .all(|(asked, write)| !asked || is_allowed(self.env, &pointer, off, size, *write)),
-            Value::Number(_) => false,
-        };
-        self.note(at, allowed);
-        allowed
+    fn load(&mut self, at: usize, insn: Insn, state: &mut State) -> Result<(), Kind> {
+        let base = self.read(state, insn.src)?;
+        let allowed = self.check(at, insn.src, insn.off, base, Access::READ, state)?;
+        let value = self.loaded(at, insn, base, allowed, state)?;
+        state.set(insn.dst, value);
+        Ok(())
     }
 
-    fn load(&mut self, at: usize, insn: Insn, state: &mut State) {
-        let base = state.get(insn.src);
-        let allowed = self.check(at, insn, base, true, false);
+    /// What a load finds.
+    fn loaded(
+        &mut self,
+        at: usize,
+        insn: Insn,
+        base: Value,
+        allowed: bool,
+        state: &mut State,
+    ) -> Result<Value, Kind> {
         let bytes = insn.size_bytes();
-        let unknown = match insn.mode() {
-            mode::MEMSX => Range::sign_extended(bytes),
-            _ => Range::bytes(bytes),
-        };
-        let value = match base {
-            Value::Pointer(Pointer { base: Base::Ctx, .. }) => self.ctx_field(at, insn, allowed),
-            Value::Pointer(Pointer { base: Base::Stack(frame), lo, hi, .. })
-                if allowed && lo == hi && insn.mode() == mode::MEM =>
-            {
-                state.load(frame, lo + i64::from(insn.off), bytes.into())
+        let plain = insn.mode() != mode::MEMSX;
+        let unknown =
+            Value::range(if plain { Range::bytes(bytes) } else { Range::sign_extended(bytes) });
+        let Value::Pointer(pointer) = base else { return Ok(unknown) };
+        let place = pointer.place().map(|place| place + i64::from(insn.off));
+        Ok(match (pointer.base, place) {
+            (Base::Ctx, _) => self.ctx_field(at, insn, allowed),
+            (Base::Stack(frame), _) if allowed => {
+                let size = i64::from(bytes);
+                let Some(place) = place else { return Ok(unknown) };
+                if state.is_part_of_pointer(frame, place, size) {
+                    self.forbid(|| Rule::FillSize)?;
+                }
+                match state.fill(frame, place, size) {
+                    Some(value) if plain => value,
+                    Some(value) => Value::range(value.number().sign_extend_bytes(bytes)),
+                    None => unknown,
+                }
             }
-            // Other pointers, and frames, may be loaded from in a width of their own.
-            _ => Some(Value::Number(unknown)),
-        };
-        state.set(insn.dst, value.unwrap_or(Value::Number(unknown)));
+            (Base::Value(map), Some(place)) if allowed => {
+                self.frozen(map, place, bytes, plain)?.unwrap_or(unknown)
+            }
+            // What is found through an object of the kernel's may be one.
+            (Base::Object, _) if allowed && bytes == 8 => Value::to(Base::Object),
+            _ => unknown,
+        })
     }
 
-    /// What a field of the context holds, where that is more than a number.
-    fn ctx_field(&self, at: usize, insn: Insn, allowed: bool) -> Option<Value> {
-        let packet = match (self.env.prog_type, insn.off) {
-            (ProgType::XDP, 0) | (ProgType::SCHED_CLS | ProgType::SCHED_ACT, 76) => Base::Packet,
-            (ProgType::XDP, 4) | (ProgType::SCHED_CLS | ProgType::SCHED_ACT, 80) => Base::PacketEnd,
-            _ => match self.facts[at] {
-                Fact::Ctx(access) if access.native_size as u32 == insn.size_bytes() => return None,
-                _ => return Some(Value::UNKNOWN),
-            },
-        };
-        let whole = allowed && insn.size() == size::W && insn.mode() == mode::MEM;
-        Some(if whole { Value::Pointer(Pointer::to(packet)) } else { Value::UNKNOWN })
+    /// What is in a value that can no longer change.
+    ///
+    /// # Kernel
+    /// `bpf_map_is_rdonly`, `bpf_map_direct_read`
+    fn frozen(
+        &self,
+        map: KnownMap,
+        at: i64,
+        bytes: u32,
+        plain: bool,
+    ) -> Result<Option<Value>, Kind> {
+        let KnownMap::Listed(index) = map else { return Ok(None) };
+        let Some(map) = self.env.maps.get(index as usize) else { return Ok(None) };
+        let layout = map.layout();
+        // What other processes share may change whatever they have agreed on.
+        let is_constant = layout.kind() == MapKind::Array
+            && layout.map_flags().contains(MapFlags::RDONLY_PROG)
+            && map.is_frozen()
+            && !map.is_shared();
+        if !is_constant {
+            return Ok(None);
+        }
+        if layout.max_entries() != 1 {
+            self.forbid(|| Rule::FrozenElements(map.name().to_owned()))?;
+            return Ok(None);
+        }
+        let mut value = vec![0; layout.value_size() as usize];
+        if map.with_mode(HandleMode::ReadWrite).lookup_elem(0, &mut value, 0).is_err() {
+            return Ok(None);
+        }
+        let found = usize::try_from(at).ok().and_then(|at| value.get(at..at + bytes as usize));
+        Ok(found.map(|found| {
+            let mut wide = [0; 8];
+            wide[..found.len()].copy_from_slice(found);
+            let n = Range::constant(u64::from_le_bytes(wide));
+            Value::range(if plain { n } else { n.sign_extend_bytes(bytes) })
+        }))
     }
 
-    fn plain_store(&mut self, at: usize, insn: Insn, state: &mut State) {
-        let base = state.get(insn.dst);
+    /// What a field of the context holds.
+    fn ctx_field(&self, at: usize, insn: Insn, allowed: bool) -> Value {
+        let bytes = insn.size_bytes();
+        let is_tc = matches!(self.env.prog_type, ProgType::SCHED_CLS | ProgType::SCHED_ACT);
+        let is_iter = self.env.attach_type == AttachType::TRACE_ITER;
+        let or_null = |base| Value::Pointer(Pointer { maybe_null: true, ..Pointer::to(base) });
+        let pointer = match (self.env.prog_type, insn.off) {
+            (ProgType::XDP, 0) => Value::to(Base::Packet),
+            (ProgType::XDP, 4) => Value::to(Base::PacketEnd),
+            (ProgType::XDP, 8) => Value::to(Base::PacketMeta),
+            (_, 76) if is_tc => Value::to(Base::Packet),
+            (_, 80) if is_tc => Value::to(Base::PacketEnd),
+            (_, 140) if is_tc => Value::to(Base::PacketMeta),
+            (ProgType::TRACING, 0) if is_iter => Value::to(Base::Object),
+            (ProgType::TRACING, 8) if is_iter => or_null(Base::Object),
+            (ProgType::TRACING, 16) if is_iter => or_null(Base::Buffer { writable: false }),
+            (ProgType::TRACING, 24) if is_iter => or_null(Base::Buffer { writable: true }),
+            _ => {
+                return match self.facts[at] {
+                    Some(Fact::Ctx(access)) if access.native_size as u32 == bytes => {
+                        Value::range(match insn.mode() {
+                            mode::MEMSX => Range::sign_extended(bytes),
+                            _ => Range::bytes(bytes),
+                        })
+                    }
+                    _ => Value::UNKNOWN,
+                };
+            }
+        };
+        let whole = if self.env.prog_type == ProgType::TRACING { size::DW } else { size::W };
+        let is_known =
+            (allowed || self.env.strict) && insn.size() == whole && insn.mode() == mode::MEM;
+        if is_known { pointer } else { Value::UNKNOWN }
+    }
+
+    fn plain_store(&mut self, at: usize, insn: Insn, state: &mut State) -> Result<(), Kind> {
         let size = i64::from(insn.size_bytes());
         let value = match insn.class() {
-            class::ST => Value::Number(Range::constant(i64::from(insn.imm) as u64)),
-            _ => state.get(insn.src),
+            class::ST => Value::constant(i64::from(insn.imm) as u64),
+            _ => {
+                self.read(state, insn.src)?;
+                self.copy(insn.src, state)
+            }
         };
-        let allowed = self.check(at, insn, base, false, true);
+        let base = self.read(state, insn.dst)?;
+        let allowed = self.check(at, insn.dst, insn.off, base, Access::WRITE, state)?;
+        if let (Value::Pointer(to), Value::Pointer(spilled)) = (base, value)
+            && let (Base::Stack(frame), Base::Stack(_)) = (to.base, spilled.base)
+            && frame + 1 != state.depth()
+        {
+            self.forbid(|| Rule::SpillToCaller)?;
+        }
         self.stored(state, base, i64::from(insn.off), size, allowed, Some(value));
+        Ok(())
     }
 
     /// Makes the stack that of after a store.
@@ -131,90 +407,156 @@ impl Explorer<'_> {
         allowed: bool,
         value: Option<Value>,
     ) {
-        let Value::Pointer(Pointer { base, lo, hi, .. }) = base else {
-            return state.forget_stacks();
-        };
-        match base {
+        let Value::Pointer(pointer) = base else { return state.forget_stacks() };
+        match (pointer.base, pointer.place()) {
             _ if !allowed => state.forget_stacks(),
-            Base::Stack(frame) if lo == hi => {
+            (Base::Stack(frame), Some(place)) => {
                 let value = match value {
                     Some(value) if size == 8 => value,
-                    Some(Value::Number(range)) => Value::Number(truncated(range, size as u32)),
+                    Some(Value::Number(number))
+                        if Range::bytes(size as u32).contains(&number.range) =>
+                    {
+                        Value::Number(number)
+                    }
+                    Some(Value::Number(number)) => {
+                        Value::range(number.range.truncated(size as u32))
+                    }
                     _ => Value::UNKNOWN,
                 };
-                state.store(frame, Slot { at: lo + off, size, value });
+                state.store(frame, Slot { at: place + off, size, value });
             }
-            Base::Stack(frame) => state.overwrite(frame, lo + off, hi - lo + size),
+            (Base::Stack(frame), None) => {
+                let (lo, hi) = pointer.span();
+                state.overwrite(frame, lo + off, hi - lo + size);
+            }
             _ => {}
         }
     }
 
-    fn atomic(&mut self, at: usize, insn: Insn, state: &mut State) {
-        let base = state.get(if insn.imm == atomic::LOAD_ACQ { insn.src } else { insn.dst });
+    fn atomic(&mut self, at: usize, insn: Insn, state: &mut State) -> Result<(), Kind> {
+        let is_load = insn.imm == atomic::LOAD_ACQ;
+        let (reg, other) = if is_load { (insn.src, insn.dst) } else { (insn.dst, insn.src) };
+        let write = !is_load;
         let read = insn.imm != atomic::STORE_REL;
-        let write = insn.imm != atomic::LOAD_ACQ;
+        let base = self.read(state, reg)?;
+        if !is_load {
+            self.read(state, other)?;
+        }
+        if insn.imm == atomic::CMPXCHG {
+            self.read(state, Reg::R0)?;
+        }
+        if let Value::Pointer(Pointer {
+            base: Base::Ctx | Base::Packet | Base::PacketMeta, ..
+        }) = base
+        {
+            let access = if is_load { "loads from" } else { "stores into" };
+            self.forbid(|| Rule::Atomic { access, reg: reg.index(), is: self.type_name(base) })?;
+        }
         let (off, size) = (i64::from(insn.off), i64::from(insn.size_bytes()));
-        let mut allowed = self.check(at, insn, base, read, write);
+        let mut allowed = true;
+        for (asked, access) in [(read, Access::READ), (write, Access::WRITE)] {
+            allowed &= !asked || self.check(at, reg, insn.off, base, access, state)?;
+        }
         // These bases are aligned themselves.
         let aligned = matches!(
             base,
-            Value::Pointer(Pointer { base: Base::Stack(_) | Base::Value(_), lo, hi, .. })
-                if lo == hi && (lo + off) % size == 0
+            Value::Pointer(Pointer { base: Base::Stack(_) | Base::Value(_), off: at, var, .. })
+                if var.is_multiple_of(size) && (at + off) % size == 0
         );
         if !aligned {
             allowed = false;
             self.note(at, false);
         }
+        let old = Value::range(Range::bytes(insn.size_bytes()));
+        let found = match (is_load, base) {
+            (true, Value::Pointer(pointer)) => match (pointer.base, pointer.place()) {
+                (Base::Stack(frame), Some(place)) if allowed => {
+                    state.fill(frame, place + off, size).unwrap_or(old)
+                }
+                _ => old,
+            },
+            _ => old,
+        };
         if write {
-            self.stored(state, base, off, size, allowed, None);
+            let value = (!read).then(|| state.get(insn.src));
+            self.stored(state, base, off, size, allowed, value);
         }
-        let old = Value::Number(Range::bytes(insn.size_bytes()));
         match insn.imm {
-            atomic::LOAD_ACQ => state.set(insn.dst, old),
+            atomic::LOAD_ACQ => state.set(insn.dst, found),
             atomic::CMPXCHG => state.set(Reg::R0, old),
             op if op & atomic::FETCH != 0 && write && read => state.set(insn.src, old),
             _ => {}
         }
+        Ok(())
+    }
+
+    /// A load of packet bytes, which ends the function where the packet ends before them.
+    ///
+    /// # Kernel
+    /// `check_ld_abs`
+    pub(super) fn load_packet(
+        &mut self,
+        at: usize,
+        insn: Insn,
+        state: &mut State,
+    ) -> Result<(), Kind> {
+        let takes_packets = matches!(
+            self.env.prog_type,
+            ProgType::SOCKET_FILTER | ProgType::SCHED_CLS | ProgType::SCHED_ACT
+        );
+        if !takes_packets {
+            self.forbid(|| Rule::LoadPacketType)?;
+        }
+        if state.lock.is_some() {
+            self.forbid(|| Rule::EndUnderLock("BPF_LD_[ABS|IND]"))?;
+        }
+        if insn.mode() == mode::IND {
+            self.read(state, insn.src)?;
+        }
+        let context = self.read(state, Reg::new(6))?;
+        if context != Value::to(Base::Ctx) {
+            self.forbid(|| Rule::LoadPacketCtx)?;
+        }
+        let mut ended = state.clone();
+        ended.set(Reg::R0, Value::constant(0));
+        self.leave(at, ended)?;
+        state.clobber_caller_saved();
+        state.set(Reg::R0, Value::range(Range::bytes(4)));
+        Ok(())
     }
 }
 
-/// What is left of a number in so many bytes.
-fn truncated(range: Range, bytes: u32) -> Range {
-    match range.value() {
-        Some(n) if bytes < 8 => Range::constant(n & ((1 << (8 * bytes)) - 1)),
-        _ if Range::bytes(bytes).contains(&range) => range,
-        _ => Range::bytes(bytes),
+/// Whether bytes are in an object of this size.
+///
+/// # Kernel
+/// `check_mem_region_access`
+fn region(
+    reg: usize,
+    what: &'static str,
+    context: String,
+    len: i64,
+    pointer: &Pointer,
+    off: i64,
+    size: i64,
+) -> Result<(), Rule> {
+    let (lo, hi) = pointer.span();
+    let inside = |start: i64| start >= 0 && start + size <= len;
+    let outside =
+        |off: i64, side| Rule::Outside { reg, what, context: context.clone(), off, size, side };
+    if inside(lo + off) && inside(hi + off) {
+        return Ok(());
     }
-}
-
-/// A pointer moved by a number that need not be known; `id` is for the new unknown part.
-pub(super) fn moved(pointer: Pointer, by: Range, id: usize, state: &mut State) -> Value {
-    /// Far more than any object has bytes, and far from where sums overflow.
-    const FAR: i64 = 1 << 30;
-    /// The kernel's `MAX_PACKET_OFF`. No packet is where addresses wrap around within that.
-    const PACKET: i64 = 0xffff;
-    if pointer.maybe_null {
-        return Value::UNKNOWN;
+    if pointer.var.smin < 0 && (lo + off < 0) {
+        return Err(Rule::MinNegative(reg));
     }
-    let (lo, hi) = (by.smin, by.smax);
-    if lo.abs_diff(0) > FAR as u64 || hi.abs_diff(0) > FAR as u64 {
-        return Value::UNKNOWN;
+    if !inside(lo + off) {
+        return Err(outside(
+            lo + off,
+            if pointer.var.value().is_some() { "offset" } else { "min value" },
+        ));
     }
-    let moved = match pointer.base {
-        Base::Stack(_) | Base::Value(_) | Base::Key => {
-            Pointer { lo: pointer.lo + lo, hi: pointer.hi + hi, ..pointer }
-        }
-        Base::Packet if lo == hi => Pointer { lo: pointer.lo + lo, hi: pointer.hi + hi, ..pointer },
-        Base::Packet if lo >= 0 && pointer.lo >= 0 => {
-            fresh(state, id);
-            let most = pointer.most + hi + pointer.lo;
-            Pointer { lo: 0, hi: 0, id, most, range: 0, ..pointer }
-        }
-        _ => return Value::UNKNOWN,
-    };
-    let far = if moved.base == Base::Packet { PACKET - moved.most } else { FAR };
-    if moved.lo < -FAR || moved.hi > far {
-        return Value::UNKNOWN;
+    if hi >= FAR {
+        return Err(Rule::Unbounded(reg));
     }
-    Value::Pointer(moved)
+    Err(outside(hi + off, "max value"))
 }

@@ -2,31 +2,45 @@
 //!
 //! What can never be right is refused here: opcodes that do not exist, jumps that leave the program,
 //! unknown helpers, maps that a helper cannot take, fields a context does not have. What depends
-//! on run time is left to the checks of the engine.
+//! on run time is left to the checks of the engine, but in strict mode, where the rules of the kernel decide.
 
+mod alu;
+mod args;
+mod branch;
 mod call;
+mod depth;
 mod explore;
 mod fields;
-mod flow;
+mod live;
+mod log;
 mod memory;
+mod proto;
 mod range;
+mod rule;
 mod state;
 mod structure;
 #[cfg(test)]
 mod tests;
+mod tnum;
+mod value;
 
+pub use rule::Rule;
 pub(crate) use structure::{function_target, jump_target};
 
 use bpfarray::MapRef;
 use bpfarray_core::btf::SpecialFields;
+use bpfarray_core::insn::{Insn, pseudo};
 use bpfarray_core::map::Kind;
 use bpfarray_core::map::array::DirectValueError;
-use bpfarray_core::{Errno, Layout, helper_id, insn::Insn};
+use bpfarray_core::{Errno, Layout, helper_id};
 
 use crate::context::CtxAccess;
 use crate::fault::missing_helper;
 use crate::helper::HelperSet;
-use crate::prog_type::ProgType;
+use crate::prog_type::{AttachType, ProgType};
+use crate::program::SourceLine;
+use explore::{Explored, Explorer};
+use log::Log;
 
 /// What a program is verified against.
 pub(crate) struct Environment<'a> {
@@ -34,6 +48,53 @@ pub(crate) struct Environment<'a> {
     /// The maps that `MAP_IDX` immediates index.
     pub(crate) maps: &'a [MapRef],
     pub(crate) helpers: &'a HelperSet,
+    /// How the program expects to be attached, or 0.
+    pub(crate) attach_type: AttachType,
+    pub(crate) sleepable: bool,
+    pub(crate) gpl_compatible: bool,
+    /// Whether what is not proven to keep to the kernel's rules is refused.
+    pub(crate) strict: bool,
+    pub(crate) log: LogLevel,
+    /// Source lines by the first of their instructions, ascending.
+    pub(crate) lines: &'a [(usize, SourceLine)],
+}
+
+impl<'a> Environment<'a> {
+    /// The default mode, for a program without source.
+    pub(crate) const fn new(
+        prog_type: ProgType,
+        maps: &'a [MapRef],
+        helpers: &'a HelperSet,
+    ) -> Self {
+        Self {
+            prog_type,
+            maps,
+            helpers,
+            attach_type: AttachType(0),
+            sleepable: false,
+            gpl_compatible: true,
+            strict: false,
+            log: LogLevel::None,
+            lines: &[],
+        }
+    }
+}
+
+/// What the verifier writes down of what it did.
+///
+/// # Kernel
+/// `BPF_LOG_LEVEL1`, `BPF_LOG_LEVEL2`
+#[derive(Copy, Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[doc(alias = "BPF_LOG_LEVEL1")]
+#[doc(alias = "BPF_LOG_LEVEL2")]
+pub enum LogLevel {
+    /// Nothing, unless the program is refused in strict mode: then as with [`LogLevel::Path`].
+    #[default]
+    None,
+    /// The path to the instruction that is refused; of a program that is not, the last one.
+    Path,
+    /// All paths.
+    All,
 }
 
 /// Instructions that were found legal, with what was learned about them.
@@ -43,6 +104,17 @@ pub(crate) struct Verified {
     pub(crate) facts: Vec<Fact>,
     /// One entry for each instruction.
     pub(crate) safety: Vec<Safety>,
+    /// Whether any path leads to an instruction. One entry for each.
+    #[expect(dead_code, reason = "translation is to remove what no path reaches")]
+    pub(crate) reached: Vec<bool>,
+    pub(crate) log: String,
+}
+
+/// A program that is refused, with what was written down until then.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) error: VerifyError,
+    pub(crate) log: String,
 }
 
 /// Whether an instruction's access to memory was proved to be allowed; for a lookup that is inlined, that to its key.
@@ -213,6 +285,9 @@ pub enum VerifyErrorKind {
         /// Bytes.
         size: u32,
     },
+    /// One of the kernel's rules that strict mode goes by.
+    #[error(transparent)]
+    Rule(Rule),
 }
 
 fn helper_name(id: u32) -> String {
@@ -226,6 +301,7 @@ impl VerifyError {
     /// The error number with which the kernel refuses such a program.
     pub fn errno(&self) -> Errno {
         match &self.kind {
+            VerifyErrorKind::Rule(rule) => rule.errno(),
             VerifyErrorKind::Length(_) => Errno::E2BIG,
             VerifyErrorKind::DirectValue { error, .. } => error.errno(),
             VerifyErrorKind::MapKind { helper: helper_id::FOR_EACH_MAP_ELEM, .. } => {
@@ -237,19 +313,94 @@ impl VerifyError {
     }
 }
 
+/// How many maps a program may refer to.
+///
+/// # Kernel
+/// `MAX_USED_MAPS`
+const MAX_USED_MAPS: usize = 64;
+
 /// Verifies a program.
 ///
 /// # Errors
 /// [`VerifyError`] for the first instruction that can never be right: first by form, in program
-/// order, then by meaning, along the paths that can be reached.
+/// order, then by meaning, along the paths that can be reached; in strict mode also for the first that
+/// breaks a rule of the kernel.
 ///
 /// # Kernel
 /// `bpf_check`
-pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified, VerifyError> {
-    let functions = structure::check(&insns, env)?;
-    let facts = flow::analyse(&insns, &functions, env)?;
-    let safety = explore::explore(&insns, &functions, &facts, env);
-    Ok(Verified { insns, facts, safety })
+pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified, Refusal> {
+    let early = |error| Refusal { error, log: String::new() };
+    let functions = structure::check(&insns, env).map_err(early)?;
+    if env.strict {
+        check_whole(&insns, env).map_err(early)?;
+    }
+    match explore(&insns, &functions, env, env.log) {
+        Ok((found, log)) => {
+            let Explored { facts, safety, reached } = found;
+            Ok(Verified { insns, facts, safety, reached, log })
+        }
+        // It is refused a second time, with the way to it written down.
+        Err(Refusal { .. }) if env.strict && env.log == LogLevel::None => {
+            match explore(&insns, &functions, env, LogLevel::Path) {
+                Err(refusal) => Err(refusal),
+                Ok(_) => unreachable!("what is refused is refused again"),
+            }
+        }
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// What strict mode asks of a program as a whole.
+fn check_whole(insns: &[Insn], env: &Environment<'_>) -> Result<(), VerifyError> {
+    let fail = |insn, rule| Err(VerifyError { insn, kind: VerifyErrorKind::Rule(rule) });
+    let mut used = std::collections::BTreeSet::new();
+    for (at, insn) in insns.iter().enumerate() {
+        let is_map = matches!(insn.src.index() as u8, pseudo::MAP_IDX | pseudo::MAP_IDX_VALUE);
+        if !insn.is_ld_imm64() || !is_map {
+            continue;
+        }
+        used.insert(insn.imm);
+        if used.len() > MAX_USED_MAPS {
+            return fail(at, Rule::TooManyMaps(MAX_USED_MAPS));
+        }
+        let kind = env.maps.get(insn.imm as usize).map(|map| map.layout().kind());
+        let asleep =
+            matches!(kind, Some(Kind::Array | Kind::PercpuArray | Kind::ArrayOfMaps) | None);
+        if env.sleepable && !asleep {
+            return fail(at, Rule::SleepableMap);
+        }
+    }
+    match live::unreachable(insns) {
+        Some(at) => fail(at, Rule::UnreachableInsn(at)),
+        None => Ok(()),
+    }
+}
+
+fn explore(
+    insns: &[Insn],
+    functions: &[usize],
+    env: &Environment<'_>,
+    level: LogLevel,
+) -> Result<(Explored, String), Refusal> {
+    let mut explorer = Explorer::new(insns, functions, env);
+    explorer.log = (level != LogLevel::None).then(|| Log::new(insns, env, level == LogLevel::All));
+    let done = explorer.explore().and_then(|()| match env.strict {
+        true => depth::check(insns, functions, &explorer.stack),
+        false => Ok(()),
+    });
+    let statistics = explorer.statistics();
+    let log = explorer.log.take().map(|mut log| {
+        if let Err(error) = &done {
+            log.say(&error.kind);
+        }
+        log.say(statistics);
+        log.into_text()
+    });
+    let log = log.unwrap_or_default();
+    match done {
+        Ok(()) => Ok((explorer.finish(), log)),
+        Err(error) => Err(Refusal { error, log }),
+    }
 }
 
 #[cfg(test)]
@@ -272,8 +423,8 @@ mod form_tests {
     fn check(insns: &[Insn]) -> Result<Verified, VerifyError> {
         let maps = [map(MapType::ARRAY), map(MapType::PERCPU_ARRAY), map(MapType::ARRAY)];
         let helpers = HelperSet::linux();
-        let env = Environment { prog_type: ProgType::XDP, maps: &maps, helpers: &helpers };
-        verify(insns.to_vec(), &env)
+        let env = Environment::new(ProgType::XDP, &maps, &helpers);
+        verify(insns.to_vec(), &env).map_err(|refusal| refusal.error)
     }
 
     fn refusal(insns: &[Insn]) -> (usize, VerifyErrorKind) {
@@ -417,10 +568,12 @@ mod form_tests {
             Map::create(&MapAttr { map_type, ..sizes }).unwrap().to_ref()
         });
         let set = HelperSet::linux();
-        let env = Environment { prog_type: ProgType::XDP, maps: &maps, helpers: &set };
+        let env = Environment::new(ProgType::XDP, &maps, &set);
         let judge = |helper, reg, index| {
             let [lo, hi] = map_address(reg, index);
-            verify(vec![lo, hi, Insn::call(helper), Insn::exit()], &env).map(drop)
+            verify(vec![lo, hi, Insn::call(helper), Insn::exit()], &env)
+                .map(drop)
+                .map_err(|refusal| refusal.error)
         };
         for (helper, reg) in helpers {
             assert!(judge(helper, reg, 2).is_ok(), "{helper}");

@@ -1,124 +1,20 @@
-//! What registers and stack slots may hold on a path.
+//! What registers and stack slots hold on a path.
 
 use std::rc::Rc;
 
-use bpfarray_core::insn::Reg;
+use bpfarray_core::insn::{Reg, alu};
 
-use super::KnownMap;
+use super::live::Regs;
 use super::range::Range;
-
-/// What a pointer points into.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) enum Base {
-    /// The top of the frame with this number; the outermost is 0.
-    Stack(usize),
-    Ctx,
-    Packet,
-    PacketEnd,
-    /// A map itself; for an inner one perhaps 0.
-    Map(KnownMap),
-    /// An element of a map. Inner maps that a program has found stay until it ends.
-    Value(KnownMap),
-    /// The key that a callback for each element gets.
-    Key,
-    Function(usize),
-}
-
-/// The address of something.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) struct Pointer {
-    pub(super) base: Base,
-    /// Least and largest distance from the base.
-    pub(super) lo: i64,
-    pub(super) hi: i64,
-    /// Values that may be 0 with the same id, unless it is 0, are all 0 or none of them is. Packet pointers
-    /// with the same id have the same unknown part in their distance from the packet's start.
-    pub(super) id: usize,
-    pub(super) maybe_null: bool,
-    /// So many bytes behind the packet's start, plus that unknown part, are in the packet.
-    pub(super) range: i64,
-    /// Largest that unknown part can be.
-    pub(super) most: i64,
-}
-
-impl Pointer {
-    pub(super) const fn to(base: Base) -> Self {
-        Self { base, lo: 0, hi: 0, id: 0, maybe_null: false, range: 0, most: 0 }
-    }
-}
-
-/// What is known of eight bytes.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(super) enum Value {
-    /// With [`Range::ANY`], anything at all: also an address.
-    Number(Range),
-    Pointer(Pointer),
-}
-
-impl Value {
-    pub(super) const UNKNOWN: Self = Self::Number(Range::ANY);
-
-    pub(super) fn number(self) -> Range {
-        match self {
-            Self::Number(range) => range,
-            Self::Pointer(_) => Range::ANY,
-        }
-    }
-
-    /// Whether all that `other` may be, this may be, too.
-    fn covers(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Number(a), _) if *a == Range::ANY => true,
-            (Self::Number(a), Self::Number(b)) => a.contains(b),
-            (Self::Pointer(a), Self::Pointer(b)) => {
-                let null = match (a.maybe_null, b.maybe_null) {
-                    (true, true) => a.id == 0 || a.id == b.id,
-                    (true, false) => a.id == 0,
-                    (false, null) => !null && a.id == b.id,
-                };
-                a.base == b.base
-                    && a.lo <= b.lo
-                    && a.hi >= b.hi
-                    && null
-                    && a.range <= b.range
-                    && a.most >= b.most
-            }
-            _ => false,
-        }
-    }
-
-    /// What covers both; when widening, nothing that changed keeps a bound.
-    fn join(self, other: Self, widen: bool) -> Self {
-        if self.covers(&other) {
-            return self;
-        }
-        match (self, other) {
-            (Self::Number(a), Self::Number(b)) if !widen => Self::Number(a.union(b)),
-            (Self::Pointer(a), Self::Pointer(b)) if !widen && a.base == b.base => {
-                let is_packet = a.base == Base::Packet;
-                if is_packet && (a.id != b.id || a.lo != b.lo) {
-                    return Self::UNKNOWN;
-                }
-                Self::Pointer(Pointer {
-                    base: a.base,
-                    lo: a.lo.min(b.lo),
-                    hi: a.hi.max(b.hi),
-                    id: if a.id == b.id && a.maybe_null == b.maybe_null { a.id } else { 0 },
-                    maybe_null: a.maybe_null || b.maybe_null,
-                    range: a.range.min(b.range),
-                    most: a.most.max(b.most),
-                })
-            }
-            _ => Self::UNKNOWN,
-        }
-    }
-}
+use super::value::{Base, Cover, Pointer, Scalar, Value};
 
 /// Where a function goes on when it is done.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Return {
-    /// To where nothing is known of: the end of the program, or a helper that called the function later.
+    /// To where nothing is known of: the end of the program.
     Out,
+    /// Likewise, from a function that a helper has others call later.
+    Later,
     /// To the caller, at this instruction.
     To(usize),
     /// To the helper called by this instruction, which may call the function again.
@@ -133,40 +29,64 @@ pub(super) struct Slot {
     pub(super) value: Value,
 }
 
+impl Slot {
+    fn overlaps(&self, at: i64, size: i64) -> bool {
+        self.at < at.saturating_add(size) && at < self.at + self.size
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Frame {
+    /// Where the function starts.
+    pub(super) function: usize,
     pub(super) regs: [Value; 11],
     /// Ascending; they do not overlap.
-    stack: Vec<Slot>,
+    pub(super) stack: Vec<Slot>,
     pub(super) ret: Return,
 }
 
-/// The functions that are running, the outermost first. Never empty.
+/// The spin lock that is held.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) struct Lock {
+    /// What it is in.
+    pub(super) base: Base,
+    /// Which element that is.
+    pub(super) id: u32,
+}
+
+/// The functions that are running, the outermost first, never none, and what they hold.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct State(Vec<Rc<Frame>>);
+pub(super) struct State {
+    frames: Vec<Rc<Frame>>,
+    pub(super) lock: Option<Lock>,
+    /// Objects that were taken out of a map, by the id of their pointers.
+    pub(super) owned: Vec<u32>,
+    /// How often a helper has called a function, which bounds what is between.
+    pub(super) rounds: u32,
+}
 
 impl State {
-    pub(super) fn entry(args: [Value; 5]) -> Self {
-        let mut state = Self(Vec::new());
-        state.push(args, Return::Out);
+    pub(super) fn entry(function: usize, args: [Value; 5], ret: Return) -> Self {
+        let mut state = Self { frames: Vec::new(), lock: None, owned: Vec::new(), rounds: 0 };
+        state.push(function, args, ret);
         state
     }
 
-    pub(super) fn push(&mut self, args: [Value; 5], ret: Return) {
-        let mut regs = [Value::UNKNOWN; 11];
+    pub(super) fn push(&mut self, function: usize, args: [Value; 5], ret: Return) {
+        let mut regs = [Value::Unreadable; 11];
         regs[1..=5].copy_from_slice(&args);
-        regs[10] = Value::Pointer(Pointer::to(Base::Stack(self.0.len())));
-        self.0.push(Rc::new(Frame { regs, stack: Vec::new(), ret }));
+        regs[10] = Value::to(Base::Stack(self.frames.len()));
+        self.frames.push(Rc::new(Frame { function, regs, stack: Vec::new(), ret }));
     }
 
     /// Ends the innermost function, and with it all pointers into its frame. `None` for the outermost.
     pub(super) fn pop(&mut self) -> Option<Return> {
-        let ret = self.0.last()?.ret;
-        if self.0.len() == 1 {
+        let ret = self.frames.last()?.ret;
+        if self.frames.len() == 1 {
             return None;
         }
-        self.0.pop();
-        let gone = self.0.len();
+        self.frames.pop();
+        let gone = self.frames.len();
         self.forget(|pointer| match pointer.base {
             Base::Stack(frame) => frame >= gone,
             Base::Key => matches!(ret, Return::Helper(_)),
@@ -176,20 +96,41 @@ impl State {
     }
 
     pub(super) fn depth(&self) -> usize {
-        self.0.len()
+        self.frames.len()
+    }
+
+    pub(super) fn frames(&self) -> &[Rc<Frame>] {
+        &self.frames
     }
 
     pub(super) fn returns(&self) -> Vec<Return> {
-        self.0.iter().map(|frame| frame.ret).collect()
+        self.frames.iter().map(|frame| frame.ret).collect()
+    }
+
+    /// Where the innermost function goes on.
+    pub(super) fn ret(&self) -> Return {
+        self.frames.last().map_or(Return::Out, |frame| frame.ret)
+    }
+
+    /// Forgets registers of the innermost function that are not in this set.
+    pub(super) fn keep(&mut self, live: Regs) {
+        let dead = |reg: usize| live & 1 << reg == 0;
+        let regs = self.frames.last().map(|frame| &frame.regs);
+        let is_known =
+            |regs: &[Value; 11]| (0..11).any(|reg| dead(reg) && regs[reg] != Value::Unreadable);
+        if regs.is_some_and(is_known) {
+            let top = self.top();
+            (0..11).filter(|reg| dead(*reg)).for_each(|reg| top.regs[reg] = Value::Unreadable);
+        }
     }
 
     pub(super) fn top(&mut self) -> &mut Frame {
-        let last = self.0.len() - 1;
-        Rc::make_mut(&mut self.0[last])
+        let last = self.frames.len() - 1;
+        Rc::make_mut(&mut self.frames[last])
     }
 
     pub(super) fn get(&self, reg: Reg) -> Value {
-        self.0.last().map_or(Value::UNKNOWN, |frame| frame.regs[reg.index()])
+        self.frames.last().map_or(Value::Unreadable, |frame| frame.regs[reg.index()])
     }
 
     pub(super) fn set(&mut self, reg: Reg, value: Value) {
@@ -197,58 +138,105 @@ impl State {
     }
 
     pub(super) fn clobber_caller_saved(&mut self) {
-        self.top().regs[..=5].fill(Value::UNKNOWN);
+        self.top().regs[..=5].fill(Value::Unreadable);
     }
 
-    /// Rewrites every pointer of every function.
-    pub(super) fn rewrite(&mut self, with: impl Fn(Pointer) -> Value) {
-        let apply = |value: &mut Value| {
-            if let Value::Pointer(pointer) = *value {
-                *value = with(pointer);
+    /// Rewrites every value of every function.
+    pub(super) fn rewrite(&mut self, with: impl Fn(Value) -> Value) {
+        for frame in &mut self.frames {
+            let values = frame.regs.iter().chain(frame.stack.iter().map(|slot| &slot.value));
+            // Most rewrites change little, and frames are shared.
+            if values.copied().all(|value| with(value) == value) {
+                continue;
             }
-        };
-        for frame in &mut self.0 {
             let frame = Rc::make_mut(frame);
-            frame.regs.iter_mut().for_each(apply);
-            frame.stack.iter_mut().for_each(|slot| apply(&mut slot.value));
+            frame.regs.iter_mut().for_each(|value| *value = with(*value));
+            frame.stack.iter_mut().for_each(|slot| slot.value = with(slot.value));
         }
     }
 
-    /// Makes pointers plain unknown numbers.
+    /// Makes pointers unreadable.
     pub(super) fn forget(&mut self, which: impl Fn(&Pointer) -> bool) {
-        self.rewrite(|pointer| match which(&pointer) {
-            true => Value::UNKNOWN,
-            false => Value::Pointer(pointer),
+        self.rewrite(|value| match value {
+            Value::Pointer(pointer) if which(&pointer) => Value::Unreadable,
+            value => value,
+        });
+    }
+
+    /// Tells all copies of a number what is now known of it.
+    pub(super) fn learn(&mut self, known: Scalar) {
+        if known.id == 0 {
+            return;
+        }
+        self.rewrite(|value| match value {
+            Value::Number(copy) if copy.id == known.id => {
+                let by = Range::constant(copy.delta.wrapping_sub(known.delta) as u64);
+                let range = match by.value() {
+                    Some(0) => known.range,
+                    _ => Range::alu(alu::ADD, true, 0, known.range, by),
+                };
+                Value::Number(Scalar { range, ..copy })
+            }
+            value => value,
         });
     }
 
     /// After a store that may have been anywhere.
     pub(super) fn forget_stacks(&mut self) {
-        for frame in &mut self.0 {
+        for frame in &mut self.frames {
             if !frame.stack.is_empty() {
                 Rc::make_mut(frame).stack.clear();
             }
         }
     }
 
+    fn stack(&self, frame: usize) -> &[Slot] {
+        self.frames.get(frame).map_or(&[], |frame| &frame.stack)
+    }
+
+    /// What was stored in just these bytes.
     pub(super) fn load(&self, frame: usize, at: i64, size: i64) -> Option<Value> {
-        let stack = &self.0.get(frame)?.stack;
-        let slot = stack.iter().find(|slot| slot.at == at)?;
+        let slot = self.stack(frame).iter().find(|slot| slot.at == at)?;
         (slot.size == size).then_some(slot.value)
+    }
+
+    /// What a load of `size` bytes finds: what was stored there, or the start of it, or zeros.
+    pub(super) fn fill(&self, frame: usize, at: i64, size: i64) -> Option<Value> {
+        let stack = self.stack(frame);
+        let first = stack.iter().find(|slot| slot.at == at);
+        match first.map(|slot| (slot.size - size, slot.value)) {
+            Some((0, value)) => return Some(value),
+            Some((1.., Value::Number(number))) => {
+                return Some(Value::range(number.range.truncated(size as u32)));
+            }
+            _ => {}
+        }
+        let zeros = stack.iter().filter(|slot| slot.value.is_null());
+        let covered = |byte: i64| zeros.clone().any(|slot| slot.overlaps(byte, 1));
+        (at..at + size).all(covered).then_some(Value::constant(0))
+    }
+
+    /// Whether these bytes are some, but not all, of a pointer's.
+    pub(super) fn is_part_of_pointer(&self, frame: usize, at: i64, size: i64) -> bool {
+        let part = |slot: &Slot| slot.overlaps(at, size) && (slot.at, slot.size) != (at, size);
+        self.stack(frame).iter().any(|slot| slot.value.is_pointer() && part(slot))
     }
 
     /// Forgets what `size` bytes of a frame overlap.
     pub(super) fn overwrite(&mut self, frame: usize, at: i64, size: i64) {
-        if let Some(frame) = self.0.get_mut(frame) {
-            let end = at.saturating_add(size);
-            Rc::make_mut(frame).stack.retain(|slot| slot.at + slot.size <= at || slot.at >= end);
+        if let Some(frame) = self.frames.get_mut(frame)
+            && frame.stack.iter().any(|slot| slot.overlaps(at, size))
+        {
+            Rc::make_mut(frame).stack.retain(|slot| !slot.overlaps(at, size));
         }
     }
 
+    /// Puts a value into a frame. As in the kernel, what is not at the start of eight bytes is known only if it is 0.
     pub(super) fn store(&mut self, frame: usize, slot: Slot) {
         self.overwrite(frame, slot.at, slot.size);
-        if slot.value != Value::UNKNOWN
-            && let Some(frame) = self.0.get_mut(frame)
+        if (slot.at % 8 == 0 || slot.value.is_null())
+            && slot.value != Value::UNKNOWN
+            && let Some(frame) = self.frames.get_mut(frame)
         {
             let stack = &mut Rc::make_mut(frame).stack;
             let place = stack.partition_point(|other| other.at < slot.at);
@@ -257,23 +245,33 @@ impl State {
     }
 
     /// Whether all that `other` may be, this may be, too. Both run the same functions.
-    pub(super) fn covers(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len()
-            && self.0.iter().zip(&other.0).all(|(mine, theirs)| {
-                Rc::ptr_eq(mine, theirs)
-                    || mine.regs.iter().zip(&theirs.regs).all(|(a, b)| a.covers(b))
-                        && mine.stack.iter().all(|slot| {
-                            let same =
-                                |other: &&Slot| other.at == slot.at && other.size == slot.size;
-                            let other = theirs.stack.iter().find(same);
-                            other.is_some_and(|other| slot.value.covers(&other.value))
-                        })
+    pub(super) fn covers(&self, other: &Self, strict: bool) -> bool {
+        let mut cover = Cover::new(strict);
+        if strict
+            && (self.lock.is_some() != other.lock.is_some()
+                || self.owned.len() != other.owned.len())
+        {
+            return false;
+        }
+        self.frames.len() == other.frames.len()
+            && self.frames.iter().zip(&other.frames).all(|(mine, theirs)| {
+                let known = |slot: &Slot| mine.stack.iter().any(|mine| mine.at == slot.at);
+                let pointers = theirs.stack.iter().filter(|slot| slot.value.is_pointer());
+                mine.regs.iter().zip(&theirs.regs).all(|(a, b)| a.covers(b, &mut cover))
+                    && (!strict || pointers.clone().all(known))
+                    && mine.stack.iter().all(|slot| {
+                        let same = |other: &&Slot| other.at == slot.at && other.size == slot.size;
+                        match theirs.stack.iter().find(same) {
+                            Some(other) => slot.value.covers(&other.value, &mut cover),
+                            None => slot.value == Value::Unreadable,
+                        }
+                    })
             })
     }
 
     /// Covers `other`, too, from now on.
     pub(super) fn join(&mut self, other: &Self, widen: bool) {
-        for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
+        for (mine, theirs) in self.frames.iter_mut().zip(&other.frames) {
             if Rc::ptr_eq(mine, theirs) {
                 continue;
             }

@@ -33,7 +33,7 @@ pub(super) fn check(insns: &[Insn], env: &Environment<'_>) -> Result<Vec<usize>,
         if let Some(target) = function_target(at, insn) {
             starts.push(in_program(target, insns.len()).ok_or(fail(Kind::Jump(target)))?);
         }
-        at += if insn.is_ld_imm64() { 2 } else { 1 };
+        at += len(insn);
     }
     starts.sort_unstable();
     starts.dedup();
@@ -72,6 +72,11 @@ fn check_function(
         return Err(VerifyError { insn: end - 1, kind: Kind::FallsOff });
     }
     Ok(())
+}
+
+/// How many instructions this one takes the place of.
+pub(super) fn len(insn: Insn) -> usize {
+    if insn.is_ld_imm64() { 2 } else { 1 }
 }
 
 fn in_program(target: i64, len: usize) -> Option<usize> {

@@ -247,7 +247,7 @@ mod tests {
 
     fn translate(insns: Vec<Insn>, maps: &[MapRef]) -> Xlated {
         let helpers = HelperSet::linux();
-        let env = Environment { prog_type: ProgType::XDP, maps, helpers: &helpers };
+        let env = Environment::new(ProgType::XDP, maps, &helpers);
         xlate(&verify(insns, &env).unwrap(), maps).unwrap()
     }
 
@@ -392,7 +392,7 @@ mod tests {
         }
         insns.push(Insn::exit());
         let helpers = HelperSet::linux();
-        let env = Environment { prog_type: ProgType::XDP, maps: &maps, helpers: &helpers };
+        let env = Environment::new(ProgType::XDP, &maps, &helpers);
         let error = xlate(&verify(insns, &env).unwrap(), &maps).unwrap_err();
         assert_eq!(error, XlateError { insn: 0, target: 15_001 });
     }
