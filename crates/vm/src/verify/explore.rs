@@ -292,22 +292,8 @@ impl Explorer<'_> {
         let old = state.get(insn.dst);
         let id = at + 1;
         let value = match (insn.op(), old, operand) {
-            (alu::MOV, _, value) if insn.off == 0 => match value {
-                value if is_64 => value,
-                value => Value::Number(value.number().low()),
-            },
-            (alu::MOV, _, value) => {
-                let kept = Range::sign_extended(insn.off as u32 / 8);
-                let range = value.number();
-                let fits = kept.contains(&range) && (is_64 || range.smin >= 0);
-                Value::Number(match (fits, is_64) {
-                    (true, _) => range,
-                    (false, true) => kept,
-                    (false, false) => Range::bytes(4),
-                })
-            }
-            (alu::END, ..) => Value::Number(Range::bytes(insn.imm as u32 / 8)),
-            (alu::NEG, ..) => Value::Number(Range::bytes(if is_64 { 8 } else { 4 })),
+            (alu::MOV, _, value) if insn.off == 0 && is_64 => value,
+            (alu::END, old, _) => Value::Number(old.number().swap(insn)),
             (alu::ADD, Value::Pointer(pointer), Value::Number(by))
             | (alu::ADD, Value::Number(by), Value::Pointer(pointer))
                 if is_64 =>

@@ -1,7 +1,7 @@
 //! Loads, stores and atomic operations: which are sure to be allowed, and what they leave behind.
 
 use bpfarray_core::attr::MapFlags;
-use bpfarray_core::insn::{Insn, Reg, atomic, class, mode, size};
+use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, mode, size};
 
 use super::explore::{Explorer, fresh};
 use super::range::Range;
@@ -180,11 +180,10 @@ impl Explorer<'_> {
 
 /// What is left of a number in so many bytes.
 fn truncated(range: Range, bytes: u32) -> Range {
-    match range.value() {
-        Some(n) if bytes < 8 => Range::constant(n & ((1 << (8 * bytes)) - 1)),
-        _ if Range::bytes(bytes).contains(&range) => range,
-        _ => Range::bytes(bytes),
+    if bytes >= 8 {
+        return range;
     }
+    Range::alu(alu::AND, true, 0, range, Range::constant((1 << (8 * bytes)) - 1))
 }
 
 /// A pointer moved by a number that need not be known; `id` is for the new unknown part.

@@ -14,6 +14,7 @@ mod state;
 mod structure;
 #[cfg(test)]
 mod tests;
+mod tnum;
 
 pub(crate) use structure::{function_target, jump_target};
 
