@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use bpfarray_vm::{DEFAULT_FUEL, Engine};
+use bpfarray_vm::{DEFAULT_FUEL, Engine, LoadOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -12,6 +12,7 @@ Examples:
   bpfarray run prog.bpf.o --pcap traffic.pcap         run on every packet, print the maps
   bpfarray run prog.bpf.o --pcap traffic.pcap --json  the same for programs to read
   bpfarray prog dump xlated prog.bpf.o                the instructions that run
+  bpfarray prog verify --strict prog.bpf.o            would the kernel take it?
   bpfarray map show prog.bpf.o                        the maps an object defines
 
 Exit status: 0 if all went well, 1 for bad input or a program that failed, 2 for wrong usage.";
@@ -24,6 +25,14 @@ Examples:
   bpfarray run trace.bpf.o --ctx-in args.bin
 
 Exit status: 0 if all went well, 1 for bad input or a program that failed, 2 for wrong usage.";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  bpfarray prog verify prog.bpf.o                     how much of each program is proven
+  bpfarray prog verify --strict prog.bpf.o            would the kernel take it? if not, why?
+  bpfarray prog verify --strict --log=all prog.bpf.o --prog count_packets
+
+Exit status: 0 if all programs are accepted, 1 if one is refused or the input is bad, 2 for wrong usage.";
 
 const EXEC_EXAMPLES: &str = "\
 Examples:
@@ -101,6 +110,10 @@ pub(crate) struct RunArgs {
     /// What executes the program [default: jit where there is one for the processor]
     #[arg(long)]
     engine: Option<EngineName>,
+
+    /// Refuse what the kernel's verifier would refuse, instead of checking it when it happens
+    #[arg(long)]
+    strict: bool,
 
     /// Take the types for CO-RE relocations from this BTF file [default: those of the object]
     #[arg(long, value_name = "FILE")]
@@ -180,6 +193,9 @@ pub(crate) enum ProgCommand {
     Show(ObjectArgs),
     /// Print the instructions of an object's programs
     Dump(DumpArgs),
+    /// Verify the programs of an object, and say which accesses are proven
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -224,6 +240,43 @@ pub(crate) struct DumpArgs {
     pub(crate) output: Output,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Compiled BPF object
+    pub(crate) object: PathBuf,
+
+    /// Program to verify, by the name of its function [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prog: Option<String>,
+
+    /// Refuse what the kernel's verifier would refuse, and show its log
+    ///
+    /// Without it, only programs are refused that are wrong in every run; accesses that are not proven are guarded:
+    /// checked when they happen.
+    #[arg(long)]
+    pub(crate) strict: bool,
+
+    /// Show what the verifier went through, with the state of registers
+    #[arg(long, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "path")]
+    pub(crate) log: Option<LogName>,
+
+    /// Take the types for CO-RE relocations from this BTF file [default: those of the object]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) btf: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// What a log shows.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum LogName {
+    /// The last path
+    Path,
+    /// Every path
+    All,
+}
+
 /// The forms a program can be printed in.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Form {
@@ -243,12 +296,13 @@ enum EngineName {
 }
 
 impl RunArgs {
-    pub(crate) fn engine(&self) -> Engine {
-        match self.engine {
+    pub(crate) fn options(&self) -> LoadOptions {
+        let engine = match self.engine {
             None => Engine::default(),
             Some(EngineName::Interp) => Engine::Interp,
             Some(EngineName::Jit) => Engine::Jit,
-        }
+        };
+        LoadOptions { engine, strict: self.strict, ..LoadOptions::default() }
     }
 }
 

@@ -68,6 +68,8 @@ pub(crate) enum Kind {
     Map(#[from] MapError),
     #[error("{}{error}", in_section(.section))]
     Program { section: Option<String>, error: ProgramError },
+    #[error("{refused} of {programs} programs refused")]
+    Refused { refused: usize, programs: usize },
     #[error("map '{map}': {error}")]
     Rings { map: String, error: PerfBufferError },
     #[error(transparent)]

@@ -40,12 +40,14 @@ pub use error::{Error, Problem};
 /// Does what the command line says, and writes the result to `out`.
 ///
 /// # Errors
-/// [`Error::File`] for bad input and programs that fail, with nothing written; [`Error::Output`].
+/// [`Error::File`] for bad input and programs that fail, with nothing written but the verdicts about programs that
+/// are refused; [`Error::Output`].
 pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
     match &cli.command {
         Command::Run(args) => run::run(args, out),
         Command::Prog(ProgCommand::Show(args)) => prog::show(args, out),
         Command::Prog(ProgCommand::Dump(args)) => prog::dump(args, out),
+        Command::Prog(ProgCommand::Verify(args)) => prog::verify(args, out),
         Command::Map(MapCommand::Show(args)) => map::show(args, out),
         Command::Exec(args) => exec::exec(args),
         Command::Completions { shell } => {

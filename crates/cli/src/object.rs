@@ -5,29 +5,30 @@ use std::path::Path;
 
 use bpfarray_core::btf::Btf;
 use bpfarray_vm::elf::{Object, ParseOptions, ProgramSpec};
-use bpfarray_vm::{Engine, LoadObjectError, LoadOptions, Loaded, Program};
+use bpfarray_vm::{LoadObjectError, LoadOptions, Loaded, Program};
 
 use crate::error::{Error, InFile, Kind};
 use crate::input::{self, FILE_LIMIT};
 use crate::report::MapView;
 
-/// Reads an object and makes its maps, for programs in an engine. CO-RE relocations are about the types of `btf`, if given.
+/// Reads an object and makes its maps. CO-RE relocations are about the types of `btf`, if given.
 ///
 /// # Errors
 /// [`Error::File`]
-pub(crate) fn load(path: &Path, btf: Option<&Path>, engine: Engine) -> Result<Loaded, Error> {
+pub(crate) fn load(
+    path: &Path,
+    btf: Option<&Path>,
+    options: &LoadOptions,
+) -> Result<Loaded, Error> {
     let object = parse(path, btf)?;
     let section = |spec: &ProgramSpec| (spec.name.clone(), spec.section.clone());
     let sections: HashMap<_, _> = object.programs().iter().map(section).collect();
-    let loaded =
-        object.load(&LoadOptions { engine, ..LoadOptions::default() }).map_err(
-            |error| match error {
-                LoadObjectError::Map(error) => Kind::from(error),
-                LoadObjectError::Program(error) => {
-                    Kind::program(error, |program| sections.get(program).cloned())
-                }
-            },
-        );
+    let loaded = object.load(options).map_err(|error| match error {
+        LoadObjectError::Map(error) => Kind::from(error),
+        LoadObjectError::Program(error) => {
+            Kind::program(error, |program| sections.get(program).cloned())
+        }
+    });
     loaded.in_file(path)
 }
 

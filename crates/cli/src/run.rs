@@ -22,7 +22,7 @@ use crate::{object, report};
 /// # Errors
 /// [`Error::File`] about the object, then the packets, the context, and the run; [`Error::Output`].
 pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let loaded = object::load(&args.object, args.btf.as_deref(), args.engine())?;
+    let loaded = object::load(&args.object, args.btf.as_deref(), &args.options())?;
     let spec = object::choose(loaded.programs(), args.prog.as_deref(), &args.object)?;
     let program = object::program(&loaded, spec, &args.object)?.with_fuel(args.fuel);
     let input = Input::read(args, &program)?;

@@ -1,10 +1,11 @@
 //! `bpfarray prog`: the programs of an object.
 
 mod dump;
+mod verify;
 
 use std::io::Write;
 
-use bpfarray_vm::{Engine, Loaded};
+use bpfarray_vm::{LoadOptions, Loaded};
 use serde::Serialize;
 
 use crate::args::{DumpArgs, Form, ObjectArgs};
@@ -14,6 +15,7 @@ use crate::object;
 use crate::report::json;
 use crate::report::table::Table;
 use dump::Dump;
+pub(crate) use verify::verify;
 
 /// Lists the programs of an object.
 ///
@@ -60,7 +62,7 @@ pub(crate) fn show(args: &ObjectArgs, out: &mut dyn Write) -> Result<(), Error> 
 /// [`Error::File`] about the object, the program that was asked for, or the first one if none can be
 /// made; [`Error::Output`].
 pub(crate) fn dump(args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let loaded = object::load(&args.object, args.btf.as_deref(), Engine::default())?;
+    let loaded = object::load(&args.object, args.btf.as_deref(), &LoadOptions::default())?;
     if args.form == Form::Jited {
         return dump_jited(&loaded, args, out);
     }

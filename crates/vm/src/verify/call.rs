@@ -229,9 +229,7 @@ impl Explorer<'_> {
             return self.let_anything_call();
         };
         match timer.base {
-            Base::Value(map @ KnownMap::Listed(_))
-                if timer.place().is_some() && !timer.maybe_null =>
-            {
+            Base::Value(map) if timer.place().is_some() && !timer.maybe_null => {
                 let mut args = [Value::Unreadable; 5];
                 args[0] = Value::to(Base::Map(map));
                 args[1] = Value::to(Base::Key);

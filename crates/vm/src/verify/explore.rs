@@ -12,6 +12,7 @@ use bpfarray_core::insn::{Insn, Reg, class};
 
 use super::live::{self, Regs};
 use super::log::Log;
+use super::relevant;
 use super::rule::Rule;
 use super::state::{Return, State};
 use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
@@ -23,8 +24,10 @@ use super::{Environment, Fact, Safety, VerifyError, VerifyErrorKind as Kind};
 /// # Kernel
 /// `BPF_COMPLEXITY_LIMIT_INSNS`
 pub(super) const BUDGET: usize = 1_000_000;
-/// How many states are kept apart at a place.
+/// How many states are kept apart at a place before they are joined.
 const STATES: usize = 64;
+/// How many are remembered in strict mode, where none are.
+const STRICT_STATES: usize = 8192;
 /// How many states are joined at a place before bounds that change are given up.
 const JOINS: usize = 3;
 /// Functions that run at a time.
@@ -44,6 +47,7 @@ pub(super) struct Explorer<'a> {
     /// Bytes of stack that each function needs, by its start.
     pub(super) stack: HashMap<usize, i64>,
     live: Vec<Regs>,
+    relevant: Vec<Regs>,
     /// Where paths meet.
     is_join: Vec<bool>,
     seen: HashMap<(usize, Vec<Return>), Place>,
@@ -113,6 +117,7 @@ impl<'a> Explorer<'a> {
             proven: vec![None; insns.len()],
             stack: HashMap::new(),
             live: live::registers(insns),
+            relevant: relevant::registers(insns, env),
             is_join,
             seen: HashMap::new(),
             nodes: Vec::new(),
@@ -219,7 +224,7 @@ impl<'a> Explorer<'a> {
 
     /// The state to go on with, unless all that it may lead to is looked at anyway.
     fn arrive(&mut self, at: usize, mut state: State) -> Step<Option<State>> {
-        state.keep(self.live[at]);
+        state.keep(self.live[at], self.relevant[at]);
         let strict = self.env.strict;
         // A helper calls a function nobody knows how often.
         let is_callback = matches!(state.ret(), Return::Helper(_)) && self.functions.contains(&at);
@@ -242,7 +247,7 @@ impl<'a> Explorer<'a> {
         let apart =
             if strict { !is_callback } else { place.states.len() < STATES && self.steps < BUDGET };
         if apart && place.joined.is_none() {
-            if place.states.len() == STATES {
+            if place.states.len() == STRICT_STATES {
                 place.states.remove(0);
             }
             let node = self.nodes.len();
@@ -255,9 +260,11 @@ impl<'a> Explorer<'a> {
                 place.joins += 1;
                 joined.join(&state, place.joins > JOINS);
             }
-            None => place.joined = Some(state),
+            None => place.joined = Some(state.clone()),
         }
-        Ok(place.joined.clone())
+        let mut joined = place.joined.clone();
+        joined.iter_mut().for_each(|joined| joined.rounds = state.rounds);
+        Ok(joined)
     }
 
     /// Follows one path to its end, leaving the others that branch off for later.

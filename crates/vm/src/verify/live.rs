@@ -2,7 +2,7 @@
 
 use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, jmp, mode};
 
-use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
+use super::structure::{function_target, is_exit, is_unconditional_jump, successors};
 
 /// A set of registers, r0 in the lowest bit.
 pub(super) type Regs = u16;
@@ -10,7 +10,7 @@ pub(super) type Regs = u16;
 const ARGS: Regs = 0b11_1110;
 const CALLER_SAVED: Regs = 0b11_1111;
 
-const fn bit(reg: Reg) -> Regs {
+pub(super) const fn bit(reg: Reg) -> Regs {
     1 << reg.index()
 }
 
@@ -43,6 +43,11 @@ pub(super) fn effect(insn: Insn) -> (Regs, Regs) {
     }
 }
 
+/// The union of what is known of the instructions that may come next.
+pub(super) fn after(sets: &[Regs], at: usize, insn: Insn) -> Regs {
+    successors(at, insn).fold(0, |set, at| set | sets.get(at).copied().unwrap_or(0))
+}
+
 /// The registers that some path reads, before it overwrites them, from each instruction on.
 ///
 /// # Kernel
@@ -53,15 +58,8 @@ pub(super) fn registers(insns: &[Insn]) -> Vec<Regs> {
         let mut changed = false;
         for at in (0..insns.len()).rev() {
             let insn = insns[at];
-            let after = |at: usize| live.get(at).copied().unwrap_or(0);
-            let next = if is_exit(insn) || is_unconditional_jump(insn) {
-                0
-            } else {
-                after(at + len(insn))
-            };
-            let target = jump_target(at, insn).and_then(|target| usize::try_from(target).ok());
             let (read, written) = effect(insn);
-            let before = read | ((next | target.map_or(0, after)) & !written);
+            let before = read | (after(&live, at, insn) & !written);
             changed |= before != live[at];
             live[at] = before;
         }
@@ -83,11 +81,8 @@ pub(super) fn unreachable(insns: &[Insn]) -> Option<usize> {
         if insn.is_ld_imm64() {
             seen[at + 1] = true;
         }
-        let targets = [jump_target(at, insn), function_target(at, insn)];
-        pending.extend(targets.into_iter().flatten().filter_map(|at| usize::try_from(at).ok()));
-        if !is_exit(insn) && !is_unconditional_jump(insn) {
-            pending.push(at + len(insn));
-        }
+        pending.extend(successors(at, insn));
+        pending.extend(function_target(at, insn).and_then(|at| usize::try_from(at).ok()));
     }
     seen.iter().position(|seen| !seen)
 }

@@ -72,8 +72,10 @@ impl<'a> Log<'a> {
         self.end_line();
         if !self.keeps_all {
             self.text.truncate(len);
-            self.line = len;
-            self.end_line();
+            if !self.text.is_empty() && !self.text.ends_with('\n') {
+                self.text.push('\n');
+            }
+            self.line = self.text.len();
             self.source = None;
         }
     }

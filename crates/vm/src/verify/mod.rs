@@ -16,6 +16,7 @@ mod log;
 mod memory;
 mod proto;
 mod range;
+mod relevant;
 mod rule;
 mod state;
 mod structure;

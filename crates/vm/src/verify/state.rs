@@ -112,15 +112,18 @@ impl State {
         self.frames.last().map_or(Return::Out, |frame| frame.ret)
     }
 
-    /// Forgets registers of the innermost function that are not in this set.
-    pub(super) fn keep(&mut self, live: Regs) {
-        let dead = |reg: usize| live & 1 << reg == 0;
-        let regs = self.frames.last().map(|frame| &frame.regs);
-        let is_known =
-            |regs: &[Value; 11]| (0..11).any(|reg| dead(reg) && regs[reg] != Value::Unreadable);
-        if regs.is_some_and(is_known) {
-            let top = self.top();
-            (0..11).filter(|reg| dead(*reg)).for_each(|reg| top.regs[reg] = Value::Unreadable);
+    /// Forgets registers of the innermost function that are not read again, and numbers on which nothing depends.
+    pub(super) fn keep(&mut self, live: Regs, relevant: Regs) {
+        let kept = |reg: usize, value: Value| match value {
+            _ if live & 1 << reg == 0 => Value::Unreadable,
+            Value::Number(_) if relevant & 1 << reg == 0 => Value::UNKNOWN,
+            value => value,
+        };
+        let changes =
+            |frame: &Rc<Frame>| (0..11).any(|reg| kept(reg, frame.regs[reg]) != frame.regs[reg]);
+        if self.frames.last().is_some_and(changes) {
+            let regs = &mut self.top().regs;
+            (0..11).for_each(|reg| regs[reg] = kept(reg, regs[reg]));
         }
     }
 

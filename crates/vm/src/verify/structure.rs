@@ -79,6 +79,14 @@ pub(super) fn len(insn: Insn) -> usize {
     if insn.is_ld_imm64() { 2 } else { 1 }
 }
 
+/// The instructions that may come after this one, in the same function.
+pub(super) fn successors(at: usize, insn: Insn) -> impl Iterator<Item = usize> {
+    let ends = is_exit(insn) || is_unconditional_jump(insn);
+    let next = (!ends).then(|| at + len(insn));
+    let target = jump_target(at, insn).and_then(|target| usize::try_from(target).ok());
+    next.into_iter().chain(target)
+}
+
 fn in_program(target: i64, len: usize) -> Option<usize> {
     usize::try_from(target).ok().filter(|&t| t < len)
 }
