@@ -34,6 +34,13 @@ Examples:
 
 Exit status: 0 if all programs are accepted, 1 if one is refused or the input is bad, 2 for wrong usage.";
 
+const PROFILE_EXAMPLES: &str = "\
+Examples:
+  bpfarray prog profile count.bpf.o --pcap traffic.pcap
+  bpfarray prog profile count.bpf.o --pcap traffic.pcap --repeat 100 --json | jq .lines
+
+Exit status: 0 if all went well, 1 for bad input or a program that failed, 2 for wrong usage.";
+
 const EXEC_EXAMPLES: &str = "\
 Examples:
   bpfarray exec -- bpftool map create /sys/fs/bpf/m type array key 4 value 8 entries 4 name m
@@ -76,7 +83,7 @@ pub(crate) enum Command {
     Man,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct RunArgs {
     /// Compiled BPF object, as `clang -target bpf -g -O2 -c` writes it
     pub(crate) object: PathBuf,
@@ -109,11 +116,11 @@ pub(crate) struct RunArgs {
 
     /// What executes the program [default: jit where there is one for the processor]
     #[arg(long)]
-    engine: Option<EngineName>,
+    pub(crate) engine: Option<EngineName>,
 
     /// Refuse what the kernel's verifier would refuse, instead of checking it when it happens
     #[arg(long)]
-    strict: bool,
+    pub(crate) strict: bool,
 
     /// Take the types for CO-RE relocations from this BTF file [default: those of the object]
     #[arg(long, value_name = "FILE")]
@@ -155,7 +162,7 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<OsString>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct Input {
     /// Run on each packet of a pcap or pcapng capture of Ethernet frames, as captured
@@ -196,6 +203,11 @@ pub(crate) enum ProgCommand {
     /// Verify the programs of an object, and say which accesses are proven
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Run a program, and tell where its time goes: source lines by the instructions executed there
+    ///
+    /// It runs twice, each time with new maps: once counted, in the interpreter, and once timed.
+    #[command(after_help = PROFILE_EXAMPLES)]
+    Profile(RunArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -288,7 +300,7 @@ pub(crate) enum Form {
 
 /// What can execute a program.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, ValueEnum)]
-enum EngineName {
+pub(crate) enum EngineName {
     /// The interpreter
     Interp,
     /// Machine code, made when the program is loaded

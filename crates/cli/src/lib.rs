@@ -47,6 +47,7 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
         Command::Run(args) => run::run(args, out),
         Command::Prog(ProgCommand::Show(args)) => prog::show(args, out),
         Command::Prog(ProgCommand::Dump(args)) => prog::dump(args, out),
+        Command::Prog(ProgCommand::Profile(args)) => prog::profile(args, out),
         Command::Prog(ProgCommand::Verify(args)) => prog::verify(args, out),
         Command::Map(MapCommand::Show(args)) => map::show(args, out),
         Command::Exec(args) => exec::exec(args),

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use bpfarray_vm::context::{Context, ContextError};
 use bpfarray_vm::elf::ProgramSpec;
-use bpfarray_vm::{Loaded, Program};
+use bpfarray_vm::fault::Fault;
+use bpfarray_vm::{Loaded, Outcome, Program};
 
 use crate::args::RunArgs;
 use crate::error::{Error, InFile, Kind};
@@ -29,7 +30,11 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Error> {
     let mut events = Events::attach(&loaded)
         .map_err(|(map, error)| Kind::Rings { map, error })
         .in_file(&args.object)?;
-    let run = execute(args, &loaded, spec, &program, &input, &mut events)?;
+    let run = execute(args, &loaded, spec, &program, &input, &mut |context| {
+        let outcome = program.run(context);
+        events.read();
+        outcome
+    })?;
     let maps: Vec<_> = object::views(&loaded)
         .into_iter()
         .map(|view| {
@@ -46,7 +51,7 @@ pub(crate) fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Error> {
 }
 
 /// What a program runs on.
-struct Input<'a> {
+pub(crate) struct Input<'a> {
     /// A single empty one for programs that take no packets.
     packets: Packets,
     ctx_in: Option<Vec<u8>>,
@@ -56,7 +61,7 @@ struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    fn read(args: &'a RunArgs, program: &Program) -> Result<Self, Error> {
+    pub(crate) fn read(args: &'a RunArgs, program: &Program) -> Result<Self, Error> {
         let ctx_in = args.ctx_in.as_deref();
         let ctx_in = ctx_in.map(|path| input::read(path, FILE_LIMIT)).transpose()?;
         let (pcap, data_in) = (args.input.pcap.as_deref(), args.input.data_in.as_deref());
@@ -88,13 +93,17 @@ fn check(program: &Program, has_packets: bool, object: &Path) -> Result<(), Erro
     }
 }
 
-fn execute<'a>(
+/// Runs a program on all there is, as `run` does it once.
+///
+/// # Errors
+/// [`Error::File`] about the first packet or context it cannot run on, or the first run that faults.
+pub(crate) fn execute<'a>(
     args: &RunArgs,
     loaded: &Loaded,
     spec: &'a ProgramSpec,
     program: &Program,
     input: &Input<'_>,
-    events: &mut Events,
+    run_once: &mut dyn FnMut(&mut Context) -> Result<Outcome, Fault>,
 ) -> Result<Run<'a>, Error> {
     let mut run = Run::new(spec, program);
     let mut context = None;
@@ -105,9 +114,7 @@ fn execute<'a>(
         for (index, packet) in input.packets.iter().enumerate() {
             match input.context(&mut context, program, packet) {
                 Ok(context) => {
-                    let outcome = program.run(context);
-                    events.read();
-                    let outcome = outcome.map_err(|fault| {
+                    let outcome = run_once(context).map_err(|fault| {
                         let packet = input.is_capture.then_some(index + 1);
                         Kind::fault(loaded, program, packet, fault)
                     });

@@ -50,7 +50,7 @@ pub use interp::DEFAULT_FUEL;
 pub use iter::{IterError, MapElemIter};
 pub use loaded::{LoadObjectError, LoadOptions, Loaded, MapError, MapErrorKind};
 pub use prog_type::ProgType;
-pub use program::{Outcome, Program, ProgramError, SourceLine};
+pub use program::{Outcome, Profile, Program, ProgramError, SourceLine};
 pub use verify::{LogLevel, Rule, VerifyError, VerifyErrorKind};
 pub use xlate::XlateError;
 

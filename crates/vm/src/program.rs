@@ -16,7 +16,7 @@ use crate::elf::{LoadError, ProgramCode};
 use crate::engine::{Accesses, Engine};
 use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
-use crate::interp::{Code, Environment as RunEnvironment, Executable, run};
+use crate::interp::{self, Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
@@ -225,7 +225,8 @@ impl Program {
         let prog_type = ProgType(owner.prog_type);
         let environment = Environment {
             attach_type: AttachType(owner.expected_attach_type),
-            sleepable,
+            // Programs for system calls are nothing else.
+            sleepable: sleepable || prog_type == ProgType::SYSCALL,
             gpl_compatible,
             strict: mode.strict,
             log: mode.log,
@@ -381,12 +382,58 @@ impl Program {
     /// `bpf_prog_run`
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
-        let prog_type = self.prog_type();
-        if !context.is_for(prog_type) {
-            return Err(Fault { program: None, insn: 0, kind: FaultKind::ContextType(prog_type) });
-        }
+        self.check_context(context)?;
         let r0 = run(&self.0.executable, context)?;
         Ok(Outcome { r0 })
+    }
+
+    /// Runs the program once in the interpreter, and adds to a profile how often it executes each of its instructions.
+    /// Those of programs that it tail-calls are not counted.
+    ///
+    /// ```
+    /// use bpfarray_core::insn::{Insn, Reg, alu, jmp};
+    /// use bpfarray_vm::{Context, ProgType, Profile, Program};
+    /// let insns = [
+    ///     Insn::mov64_imm(Reg::R0, 3),
+    ///     Insn::alu64_imm(alu::SUB, Reg::R0, 1),
+    ///     Insn::jmp_imm(jmp::JNE, Reg::R0, 0, -2),
+    ///     Insn::exit(),
+    /// ];
+    /// let program = Program::from_insns(ProgType::SYSCALL, &insns, &[])?;
+    /// let mut profile = Profile::default();
+    /// program.profile(&mut Context::new(ProgType::SYSCALL, &[], None)?, &mut profile)?;
+    /// assert_eq!([0, 1, 3].map(|insn| profile.count(insn)), [1, 3, 1]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Program::run`].
+    pub fn profile(&self, context: &mut Context, profile: &mut Profile) -> Result<Outcome, Fault> {
+        self.check_context(context)?;
+        profile.counts.resize(self.0.xlated.len(), 0);
+        let r0 = interp::profile(&self.0.executable, context, &mut profile.counts)?;
+        Ok(Outcome { r0 })
+    }
+
+    fn check_context(&self, context: &Context) -> Result<(), Fault> {
+        let prog_type = self.prog_type();
+        match context.is_for(prog_type) {
+            true => Ok(()),
+            false => Err(Fault { program: None, insn: 0, kind: FaultKind::ContextType(prog_type) }),
+        }
+    }
+}
+
+/// How often each instruction of a program was executed. One entry for each instruction of [`Program::xlated`].
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Profile {
+    counts: Vec<u64>,
+}
+
+impl Profile {
+    /// How often instruction `insn` of [`Program::xlated`] was executed.
+    pub fn count(&self, insn: usize) -> u64 {
+        self.counts.get(insn).copied().unwrap_or(0)
     }
 }
 

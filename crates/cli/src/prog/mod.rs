@@ -1,6 +1,7 @@
 //! `bpfarray prog`: the programs of an object.
 
 mod dump;
+mod profile;
 mod verify;
 
 use std::io::Write;
@@ -15,6 +16,7 @@ use crate::object;
 use crate::report::json;
 use crate::report::table::Table;
 use dump::Dump;
+pub(crate) use profile::profile;
 pub(crate) use verify::verify;
 
 /// Lists the programs of an object.

@@ -62,7 +62,7 @@ impl<'a> Run<'a> {
         *self.retvals.entry(retval).or_default() += 1;
     }
 
-    fn ns_per_run(&self) -> f64 {
+    pub(crate) fn ns_per_run(&self) -> f64 {
         if self.runs == 0 { 0.0 } else { self.time.as_nanos() as f64 / self.runs as f64 }
     }
 }

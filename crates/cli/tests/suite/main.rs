@@ -7,6 +7,7 @@ mod exec;
 mod mutation;
 mod run;
 mod show;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

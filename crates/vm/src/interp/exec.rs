@@ -22,6 +22,13 @@ const R10: usize = 10;
 impl<'e> Machine<'e> {
     /// Runs a function until it returns, and gives its r0.
     pub(super) fn exec(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
+        match self.counts {
+            None => self.exec_as::<false>(entry, args),
+            Some(_) => self.exec_as::<true>(entry, args),
+        }
+    }
+
+    fn exec_as<const COUNTED: bool>(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
         let mut ops = self.running.code.ops();
         let base = self.frames.len();
         let mut pc = entry;
@@ -43,6 +50,9 @@ impl<'e> Machine<'e> {
             let Some(op) = ops.get(pc) else {
                 return Err(self.fault(pc, FaultKind::PastEnd));
             };
+            if COUNTED {
+                self.count(pc);
+            }
             let (dst, src) = (op.dst().index(), op.src().index());
 
             // The second operand: the immediate or the source register.

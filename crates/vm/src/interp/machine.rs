@@ -59,6 +59,8 @@ pub struct Machine<'e> {
     /// Tail calls that were made.
     tail_calls: u32,
     pub(super) held: Held,
+    /// How often the interpreter came to each instruction of what the host runs, where somebody wants to know.
+    pub(super) counts: Option<Vec<u64>>,
 }
 
 /// What ends a run in generated code, until that has returned.
@@ -106,6 +108,16 @@ impl<'e> Machine<'e> {
             inner: None,
             tail_calls: 0,
             held: Held::default(),
+            counts: None,
+        }
+    }
+
+    /// Counts that an instruction is executed.
+    pub(super) fn count(&mut self, at: usize) {
+        let is_entered = Arc::ptr_eq(self.running, self.entered);
+        let counts = self.counts.as_mut().filter(|_| is_entered);
+        if let Some(count) = counts.and_then(|counts| counts.get_mut(at)) {
+            *count += 1;
         }
     }
 

@@ -114,6 +114,26 @@ pub(crate) fn run(executable: &Arc<Executable>, context: &mut Context) -> Result
     run_in(executable, context, &lane, |machine| machine.enter(0, args))
 }
 
+/// As [`run`], in the interpreter, and adds to `counts` how often it came to each instruction.
+///
+/// # Errors
+/// Those of [`run`].
+pub(crate) fn profile(
+    executable: &Arc<Executable>,
+    context: &mut Context,
+    counts: &mut Vec<u64>,
+) -> Result<u64, Fault> {
+    let executable = Arc::new(Executable { compiled: None, ..Executable::clone(executable) });
+    let lane = Lane::enter();
+    let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
+    run_in(&executable, context, &lane, |machine| {
+        machine.counts = Some(std::mem::take(counts));
+        let result = machine.enter(0, args);
+        *counts = machine.counts.take().unwrap_or_default();
+        result
+    })
+}
+
 /// Calls a function of a program as a timer does: with a map, a key and the address of a value.
 ///
 /// # Kernel

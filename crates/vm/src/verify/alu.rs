@@ -130,7 +130,13 @@ impl Explorer<'_> {
                     None => Value::range(range),
                 });
             }
-            _ => return Ok(Value::range(Range::alu(op, is_64, insn.off, a.number(), b.number()))),
+            // The kernel gives up on quotients.
+            _ if self.env.strict && matches!(op, alu::DIV | alu::MOD) => {
+                return Ok(Value::range(Range::bytes(if is_64 { 8 } else { 4 })));
+            }
+            _ => {
+                return Ok(Value::range(Range::alu(op, is_64, insn.off, a.number(), b.number())));
+            }
         };
         Ok(pointer.map_or(Value::UNKNOWN, Value::Pointer))
     }

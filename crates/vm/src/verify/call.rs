@@ -117,6 +117,8 @@ impl Explorer<'_> {
             }
             helper_id::FOR_EACH_MAP_ELEM | helper_id::LOOP => {
                 if function(state.get(Reg::R2)).is_some() {
+                    // As often as it likes, so a way back here is no endless loop.
+                    state.rounds += 1;
                     self.call_back(at, state)?;
                 } else {
                     self.let_anything_call();

@@ -24,10 +24,9 @@ use super::{Environment, Fact, Safety, VerifyError, VerifyErrorKind as Kind};
 /// # Kernel
 /// `BPF_COMPLEXITY_LIMIT_INSNS`
 pub(super) const BUDGET: usize = 1_000_000;
-/// How many states are kept apart at a place before they are joined.
+/// How many states are kept apart at a place before they are joined; in strict mode, where none are, how many are
+/// remembered there.
 const STATES: usize = 64;
-/// How many are remembered in strict mode, where none are.
-const STRICT_STATES: usize = 8192;
 /// How many states are joined at a place before bounds that change are given up.
 const JOINS: usize = 3;
 /// Functions that run at a time.
@@ -223,31 +222,35 @@ impl<'a> Explorer<'a> {
     }
 
     /// The state to go on with, unless all that it may lead to is looked at anyway.
-    fn arrive(&mut self, at: usize, mut state: State) -> Step<Option<State>> {
-        state.keep(self.live[at], self.relevant[at]);
+    fn arrive(&mut self, start: usize, mut state: State) -> Step<Option<State>> {
+        state.keep(self.live[start], self.relevant[start]);
         let strict = self.env.strict;
         // A helper calls a function nobody knows how often.
-        let is_callback = matches!(state.ret(), Return::Helper(_)) && self.functions.contains(&at);
-        let place = self.seen.entry((at, state.returns())).or_default();
+        let is_callback =
+            matches!(state.ret(), Return::Helper(_)) && self.functions.contains(&start);
+        let place = self.seen.entry((start, state.returns())).or_default();
         if place.joined.as_ref().is_some_and(|joined| joined.covers(&state, strict)) {
             return Ok(None);
         }
-        for (seen, node) in place.states.iter().rev() {
+        for at in (0..place.states.len()).rev() {
+            let (seen, node) = &place.states[at];
             if !seen.covers(&state, strict) {
                 continue;
             }
             let is_behind = strict && self.nodes[*node].paths > 0 && seen.rounds == state.rounds;
             if !is_behind {
+                // Those that were of no use for long are forgotten first.
+                place.states[at..].rotate_left(1);
                 return Ok(None);
             }
             if state.covers(seen, strict) {
-                return Err(Kind::Rule(Rule::InfiniteLoop(at)));
+                return Err(Kind::Rule(Rule::InfiniteLoop(start)));
             }
         }
         let apart =
             if strict { !is_callback } else { place.states.len() < STATES && self.steps < BUDGET };
         if apart && place.joined.is_none() {
-            if place.states.len() == STRICT_STATES {
+            if place.states.len() == STATES {
                 place.states.remove(0);
             }
             let node = self.nodes.len();

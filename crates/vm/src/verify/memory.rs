@@ -61,7 +61,8 @@ impl Explorer<'_> {
             return Err(no_access());
         }
         let (lo, hi) = pointer.span();
-        let (lo, hi) = (lo + off, hi + off + size);
+        let lo = lo.saturating_add(off);
+        let hi = hi.saturating_add(off).saturating_add(size);
         match pointer.base {
             Base::Stack(_) if lo >= -FRAME && hi <= 0 => Ok(()),
             Base::Stack(_) => Err(match pointer.place() {
@@ -235,6 +236,7 @@ impl Explorer<'_> {
             .and_then(|off| {
                 convert_ctx_access(self.env.prog_type, off, bytes as usize, access.write)
             })
+            .filter(|_| !self.env.strict || self.has_field(offset))
             .filter(possible)
             .map(Fact::Ctx)
             .ok_or(Kind::CtxAccess { offset, size: bytes })?;
@@ -246,6 +248,13 @@ impl Explorer<'_> {
         let allowed = crate::context::min_len(self.env.prog_type).is_some();
         self.note(at, allowed);
         Ok(allowed)
+    }
+
+    /// Whether programs that are attached like this one have a field of the context.
+    fn has_field(&self, offset: i16) -> bool {
+        const EGRESS_IFINDEX: i16 = 20;
+        (self.env.prog_type, offset) != (ProgType::XDP, EGRESS_IFINDEX)
+            || self.env.attach_type == AttachType::XDP_DEVMAP
     }
 
     pub(super) fn access(&mut self, at: usize, insn: Insn, state: &mut State) -> Result<(), Kind> {
@@ -387,13 +396,24 @@ impl Explorer<'_> {
         };
         let base = self.read(state, insn.dst)?;
         let allowed = self.check(at, insn.dst, insn.off, base, Access::WRITE, state)?;
-        if let (Value::Pointer(to), Value::Pointer(spilled)) = (base, value)
-            && let (Base::Stack(frame), Base::Stack(_)) = (to.base, spilled.base)
-            && frame + 1 != state.depth()
-        {
+        self.check_spill(base, value, size, state)?;
+        self.stored(state, base, i64::from(insn.off), size, allowed, Some(value));
+        Ok(())
+    }
+
+    /// Pointers go to the stack whole, and those into a frame not to that of a caller.
+    ///
+    /// # Kernel
+    /// `check_stack_write_fixed_off`
+    fn check_spill(&self, to: Value, value: Value, size: i64, state: &State) -> Result<(), Kind> {
+        let (Value::Pointer(to), Value::Pointer(spilled)) = (to, value) else { return Ok(()) };
+        let Base::Stack(frame) = to.base else { return Ok(()) };
+        if matches!(spilled.base, Base::Stack(_)) && frame + 1 != state.depth() {
             self.forbid(|| Rule::SpillToCaller)?;
         }
-        self.stored(state, base, i64::from(insn.off), size, allowed, Some(value));
+        if size != 8 && to.place().is_some() {
+            self.forbid(|| Rule::SpillSize)?;
+        }
         Ok(())
     }
 
@@ -479,6 +499,7 @@ impl Explorer<'_> {
         };
         if write {
             let value = (!read).then(|| state.get(insn.src));
+            self.check_spill(base, value.unwrap_or(Value::UNKNOWN), size, state)?;
             self.stored(state, base, off, size, allowed, value);
         }
         match insn.imm {
@@ -540,23 +561,25 @@ fn region(
     size: i64,
 ) -> Result<(), Rule> {
     let (lo, hi) = pointer.span();
-    let inside = |start: i64| start >= 0 && start + size <= len;
+    let (lo, hi) = (lo.saturating_add(off), hi.saturating_add(off));
+    // Bounds may be as far away as numbers go.
+    let inside = |start: i64| start >= 0 && start <= len - size;
     let outside =
         |off: i64, side| Rule::Outside { reg, what, context: context.clone(), off, size, side };
-    if inside(lo + off) && inside(hi + off) {
+    if inside(lo) && inside(hi) {
         return Ok(());
     }
-    if pointer.var.smin < 0 && (lo + off < 0) {
+    if pointer.var.smin < 0 && lo < 0 {
         return Err(Rule::MinNegative(reg));
     }
-    if !inside(lo + off) {
+    if !inside(lo) {
         return Err(outside(
-            lo + off,
+            lo,
             if pointer.var.value().is_some() { "offset" } else { "min value" },
         ));
     }
     if hi >= FAR {
         return Err(Rule::Unbounded(reg));
     }
-    Err(outside(hi + off, "max value"))
+    Err(outside(hi, "max value"))
 }

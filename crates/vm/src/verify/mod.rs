@@ -19,6 +19,8 @@ mod range;
 mod relevant;
 mod rule;
 mod state;
+#[cfg(test)]
+mod strict_tests;
 mod structure;
 #[cfg(test)]
 mod tests;

@@ -136,6 +136,9 @@ pub enum Rule {
     /// A load of some bytes of a spilled pointer.
     #[error("invalid size of register fill")]
     FillSize,
+    /// A pointer of which some bytes are stored.
+    #[error("invalid size of register spill")]
+    SpillSize,
     /// A stack pointer stored in the frame of a caller.
     #[error("cannot spill pointers to stack into stack frame of the caller")]
     SpillToCaller,

@@ -200,7 +200,7 @@ fn check_jump(insn: Insn, env: &Environment<'_>) -> Result<(), Kind> {
             }
         }
         jmp::EXIT if is_64 && !reg_src => {
-            reserved(insn, insn.dst == r0 && insn.src == r0 && insn.off == 0 && insn.imm == 0)
+            reserved(insn, insn.dst == r0 && insn.src == r0 && insn.imm == 0)
         }
         jmp::JA if !reg_src => {
             let unused = if is_64 { insn.imm == 0 } else { insn.off == 0 };

@@ -181,6 +181,11 @@ impl Xlated {
         self.origins.get(at).copied().unwrap_or(at)
     }
 
+    /// How many instructions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.insns.len()
+    }
+
     /// Whether the access to memory of the translated instruction `at` needs no check.
     pub(crate) fn safety(&self, at: usize) -> Safety {
         self.safety.get(at).copied().unwrap_or(Safety::Guarded)
