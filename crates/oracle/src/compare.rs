@@ -13,10 +13,10 @@ use crate::kernel_side::{self, KernelSide};
 use crate::ops::Case;
 use crate::our_program::{OurEngine, OurProgram};
 use crate::ours::{self, OurSide};
-use crate::possible_cpus;
 use crate::programs::{self, Engine, Kind, Program, QA, Style, on_cpu_0, run_assembled};
 use crate::request::{Creator, Request};
 use crate::subject::answers;
+use crate::{possible_cpus, ranges};
 
 /// Where the kernel and we differ in a sequence of questions.
 #[derive(Clone, Debug)]
@@ -76,6 +76,8 @@ pub enum Error {
     Unavailable(#[from] Unavailable),
     #[error(transparent)]
     GenLookup(#[from] gen_lookup::Error),
+    #[error(transparent)]
+    Ranges(#[from] ranges::Error),
     #[error(transparent)]
     Kernel(#[from] kernel_side::Error),
     #[error(transparent)]

@@ -28,6 +28,7 @@ mod ours;
 mod perf_ring;
 pub mod programs;
 pub mod race;
+pub mod ranges;
 pub mod record;
 pub mod replay;
 mod request;

@@ -1,5 +1,7 @@
 //! Writing down what the live kernel answers.
 
+use std::collections::HashSet;
+
 use crate::corpus::Corpus;
 use crate::gen_lookup::Question;
 use crate::kernel::Kernel;
@@ -10,7 +12,7 @@ use crate::programs::{self, Style, on_cpu_0};
 use crate::request::{Creator, Request};
 use crate::subject::answers;
 use crate::vectors::Recorder;
-use crate::{compare, gen_lookup, kernel_side, possible_cpus, text};
+use crate::{compare, gen_lookup, kernel_side, possible_cpus, ranges, text};
 
 /// Map creations.
 pub const CREATIONS: &str = "ops/creations.vec";
@@ -26,6 +28,8 @@ pub const LOOKUPS: &str = "gen_lookup/lookups.vec";
 pub const PROGRAMS: &str = "progs/programs.vec";
 /// Random programs.
 pub const RANDOM_PROGRAMS: &str = "progs/random.vec";
+/// What the verifier knows about numbers.
+pub const RANGES: &str = "verifier/ranges.vec";
 
 const CREATE_FORMAT: &str = "\
 `create WHO FIELD=VALUE...` asks for a map; fields that are not named are 0. WHO is trusted (has every
@@ -46,7 +50,7 @@ Values longer than 32 bytes are given as #LENGTH:FNV-1a.";
 pub type Record = fn(Kernel, &Corpus) -> Result<Recorder, compare::Error>;
 
 /// How each file is recorded.
-pub const FILES: [(&str, Record); 7] = [
+pub const FILES: [(&str, Record); 8] = [
     (CREATIONS, |kernel, _| creations(kernel, 1_000_000, 3_000)),
     (OPS, |kernel, _| ops(kernel, 1_000_000, 12_000, Case::random)),
     (FIELDS, |kernel, _| ops(kernel, 3_000_000, 5_000, Case::with_fields)),
@@ -54,6 +58,7 @@ pub const FILES: [(&str, Record); 7] = [
     (LOOKUPS, |kernel, _| lookups(kernel, 1_000_000, 1_500)),
     (PROGRAMS, programs),
     (RANDOM_PROGRAMS, |kernel, _| random_programs(kernel, 1_000_000, 1_000)),
+    (RANGES, |kernel, _| ranges(kernel, 1_000_000, 500)),
 ];
 
 /// Records `count` creations.
@@ -201,6 +206,29 @@ pub fn random_programs(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder
         for seed in seed..seed + count {
             let qa = on_cpu_0(|| programs::ask_random(&engine, kind, seed, style))?;
             out.fact(&qa.question, &qa.answer);
+        }
+    }
+    Ok(out)
+}
+
+/// Records what the verifier knows about the registers of `count` random programs.
+///
+/// # Errors
+/// When the kernel refused a program.
+pub fn ranges(kernel: Kernel, seed: u64, count: u64) -> Result<Recorder, compare::Error> {
+    let mut out = Recorder::new(
+        kernel,
+        "What the verifier knows about numbers, as its log has it: an instruction, what is known about its destination \
+         and, if\nthat is a register, about its source. After an operation stands what is then known about the \
+         destination; after a jump\nwhat is known about destination and source where it is not taken, and where \
+         it is. `-` is a way that cannot be gone,\nand `?` one that is always gone, where nothing is learnt.",
+    );
+    let mut seen = HashSet::new();
+    for seed in seed..seed + count {
+        for (question, answer) in ranges::ask(kernel, seed)? {
+            if seen.insert(question.clone()) {
+                out.fact(question, answer);
+            }
         }
     }
     Ok(out)

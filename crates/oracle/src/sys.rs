@@ -277,6 +277,14 @@ pub struct LoadError {
     pub log: String,
 }
 
+/// Room for the verifier's log.
+const LOG_LEN: usize = 1 << 20;
+
+fn log_text(log: &[u8]) -> String {
+    let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
+    String::from_utf8_lossy(&log[..end]).into_owned()
+}
+
 /// A program of the live kernel, closed on drop.
 #[derive(Debug)]
 pub struct Prog(OwnedFd);
@@ -287,6 +295,27 @@ impl Prog {
     /// # Errors
     /// What the kernel says, with the verifier's log.
     pub fn load(load: &ProgLoad<'_>) -> Result<Self, LoadError> {
+        if let Ok(prog) = Self::load_with_log(load, 0, &mut []) {
+            return Ok(prog);
+        }
+        let mut log = vec![0; LOG_LEN];
+        Self::load_with_log(load, 1, &mut log)
+            .map_err(|errno| LoadError { errno, log: log_text(&log) })
+    }
+
+    /// Loads a program and gives what the verifier wrote about each instruction (log level 2).
+    ///
+    /// # Errors
+    /// What the kernel says, with the verifier's log.
+    pub fn verify(load: &ProgLoad<'_>) -> Result<String, LoadError> {
+        let mut log = vec![0; LOG_LEN];
+        match Self::load_with_log(load, 2, &mut log) {
+            Ok(_) => Ok(log_text(&log)),
+            Err(errno) => Err(LoadError { errno, log: log_text(&log) }),
+        }
+    }
+
+    fn load_with_log(load: &ProgLoad<'_>, level: u32, log: &mut [u8]) -> Result<Self, Errno> {
         let insns: Vec<u8> = load.insns.iter().flat_map(|i| i.encode()).collect();
         let maps: Vec<u32> = load.maps.iter().map(|m| m.raw()).collect();
         let func_info: Vec<u32> = load.func_info.iter().flat_map(|f| [f.0, f.1]).collect();
@@ -307,19 +336,12 @@ impl Prog {
         if !maps.is_empty() {
             attr.ptr(120, maps.as_ptr());
         }
-        // SAFETY: no log buffer is given, so the kernel writes to no address of this command.
-        let errno = match unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) } {
-            Ok(fd) => return Ok(Self(owned(fd))),
-            Err(errno) => errno,
-        };
-        let mut log = vec![0; 1 << 20];
-        attr.u32(24, 1).len(28, log.len()).ptr(32, log.as_mut_ptr());
-        // SAFETY: the kernel writes at most the length at offset 28 to `log`.
-        if let Ok(fd) = unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) } {
-            return Ok(Self(owned(fd)));
+        if level != 0 {
+            attr.u32(24, level).len(28, log.len()).ptr(32, log.as_mut_ptr());
         }
-        let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
-        Err(LoadError { errno, log: String::from_utf8_lossy(&log[..end]).into_owned() })
+        // SAFETY: the kernel writes at most the length at offset 28 to `log`, and to no other address of this
+        // command.
+        unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) }.map(|fd| Self(owned(fd)))
     }
 
     /// The program's id.

@@ -3,9 +3,13 @@
 mod alu;
 mod bounds;
 mod compare;
+#[cfg(test)]
+mod recorded;
 mod show;
 #[cfg(test)]
 mod tests;
+
+use std::cmp::Ordering;
 
 use bpfarray_core::insn::alu as op;
 
@@ -77,17 +81,28 @@ impl Range {
         Self::from_parts(self.bits.union(other.bits), wide, self.half.union(other.half))
     }
 
+    /// The lowest bytes, zero-extended.
+    ///
+    /// # Kernel
+    /// `coerce_reg_to_size`
+    pub(super) fn truncated(self, size: u32) -> Self {
+        let mask = match size {
+            4 => return self.low(),
+            8.. => return self,
+            _ => (1_u64 << (8 * size)) - 1,
+        };
+        // In a block of so many numbers, order stays.
+        let wide = match self.umin & !mask == self.umax & !mask {
+            true => Wide::unsigned(self.umin & mask, self.umax & mask),
+            false => Wide::unsigned(0, mask),
+        };
+        let bits = self.bits.and(Tnum::constant(mask));
+        Self::of(bits, wide, Half::ANY).unwrap_or_else(|| Self::bytes(size))
+    }
+
     /// The low 32 bits, zero-extended.
     pub(super) fn low(self) -> Self {
         if self.umax <= LOW { self } else { Self::zero_extended(self.bits, self.half) }
-    }
-
-    /// What is left of it in so many bytes.
-    pub(super) fn truncated(self, bytes: u32) -> Self {
-        if bytes >= 8 {
-            return self;
-        }
-        Self::alu(op::AND, true, 0, self, Self::constant((1 << (8 * bytes)) - 1))
     }
 
     /// The low bytes, with their sign.
@@ -122,7 +137,7 @@ impl Range {
     /// Numbers of 32 bits. What stands above them in `bits` does not matter.
     fn zero_extended(bits: Tnum, half: Half) -> Self {
         let wide = Wide::unsigned(half.umin.into(), half.umax.into());
-        Self::of(bits.low(), wide, half).unwrap_or(Self::bytes(4))
+        Self::of(bits.low(), wide, half).unwrap_or_else(|| Self::bytes(4))
     }
 
     /// The numbers with these bits and these bounds, which tighten each other; `None` if there are none.
@@ -130,8 +145,7 @@ impl Range {
     /// # Kernel
     /// `reg_bounds_sync`
     fn of(bits: Tnum, mut wide: Wide, mut half: Half) -> Option<Self> {
-        wide.keep_bits(bits);
-        half.keep_bits(bits);
+        let bits = keep_bits(bits, &mut wide, &mut half)?;
         for _ in 0..ROUNDS {
             let before = (wide, half);
             narrow_half(&wide, &mut half);
@@ -144,12 +158,27 @@ impl Range {
         }
         let bits = bits.meet(Tnum::range(wide.umin, wide.umax))?;
         let low = bits.low().meet(Tnum::range(half.umin.into(), half.umax.into()))?;
-        let bits = bits.with_low(low);
-        wide.keep_bits(bits);
-        half.keep_bits(bits);
+        let bits = keep_bits(bits.with_low(low), &mut wide, &mut half)?;
         let is_empty = wide.is_empty() || half.is_empty();
         (!is_empty).then(|| Self::from_parts(bits, wide, half))
     }
+}
+
+/// What known bits tell about bounds, and bounds about bits where they leave one number; `None` where they leave
+/// none.
+///
+/// # Kernel
+/// `__update_reg_bounds`
+fn keep_bits(bits: Tnum, wide: &mut Wide, half: &mut Half) -> Option<Tnum> {
+    let (least, most) = (bits.at_least(wide.umin)?, bits.at_most(wide.umax)?);
+    let bits = match least.cmp(&most) {
+        Ordering::Less => bits,
+        Ordering::Equal => Tnum::constant(least),
+        Ordering::Greater => return None,
+    };
+    wide.keep_bits(bits);
+    half.keep_bits(bits);
+    Some(bits)
 }
 
 /// What bounds of the whole tell about its low half.
@@ -189,8 +218,10 @@ fn narrow_wide(wide: &mut Wide, half: &Half) {
         with_low(wide.smin as u64, half.umin) as i64,
         with_low(wide.smax as u64, half.umax) as i64,
     );
-    // A number that is its sign-extended half is bounded as that is.
-    if wide.smin >= i32::MIN.into() && wide.smax <= i32::MAX.into() {
+    // A number that is its sign-extended half is bounded as that is. Linux looks no further than at halves
+    // without a sign.
+    let is_extended = wide.smin >= i32::MIN.into() && wide.smax <= i32::MAX.into();
+    if is_extended && half.smin >= 0 {
         wide.keep_signed(half.smin.into(), half.smax.into());
     }
 }

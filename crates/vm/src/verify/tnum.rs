@@ -41,6 +41,29 @@ impl Tnum {
         self.value | self.mask
     }
 
+    /// The least number that is not below `n`.
+    ///
+    /// # Kernel
+    /// `tnum_step`
+    pub(super) fn at_least(self, n: u64) -> Option<u64> {
+        let differ = (n ^ self.value) & !self.mask;
+        // The first known bit that differs, and all below it.
+        let below = u64::MAX.checked_shr(differ.leading_zeros()).unwrap_or(0);
+        if differ == 0 || self.value & (below ^ below >> 1) != 0 {
+            return Some(self.value | n & self.mask & !below);
+        }
+        // A carry out of there goes up through the known bits to the first unknown one that is clear.
+        let carried = (n | !self.mask | below).wrapping_add(1) & self.mask & !below;
+        let least = self.value | carried;
+        (least >= n).then_some(least)
+    }
+
+    /// The greatest number that is not above `n`.
+    pub(super) fn at_most(self, n: u64) -> Option<u64> {
+        let complement = Self::known(!self.value, self.mask);
+        complement.at_least(!n).map(|n| !n)
+    }
+
     pub(super) fn contains(self, other: Self) -> bool {
         other.mask & !self.mask == 0 && other.value & !self.mask == self.value
     }

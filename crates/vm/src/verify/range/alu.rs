@@ -130,11 +130,7 @@ impl Range {
                 let bits = self.bits.swapped(bits as u32);
                 Self::of(bits, Wide::ANY, Half::ANY).unwrap_or(Self::ANY)
             }
-            bits @ (16 | 32) => {
-                let mask = Self::constant((1 << bits) - 1);
-                Self::arithmetic(alu::AND, true, self, mask)
-            }
-            64 => self,
+            bits @ (16 | 32 | 64) => self.truncated(bits as u32 / 8),
             _ => Self::ANY,
         }
     }

@@ -44,7 +44,7 @@ impl Range {
         if is_64 {
             wides = Wide::compare(op, wides.0, wides.1)?;
         }
-        if !is_64 || op == jmp::JEQ {
+        if !is_64 {
             halves = Half::compare(op, halves.0, halves.1)?;
         }
         let bits = match op {
