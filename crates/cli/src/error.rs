@@ -124,12 +124,7 @@ impl Kind {
         error: ProgramError,
         section: impl FnOnce(&str) -> Option<String>,
     ) -> Self {
-        let section = match &error {
-            ProgramError::Verify { program, .. }
-            | ProgramError::Owner { program, .. }
-            | ProgramError::Xlate { program, .. } => section(program),
-            _ => None,
-        };
+        let section = error.program().and_then(section);
         Self::Program { section, error }
     }
 

@@ -79,6 +79,17 @@ pub enum ProgramError {
 }
 
 impl ProgramError {
+    /// The program's name, where there is such a program.
+    pub fn program(&self) -> Option<&str> {
+        match self {
+            Self::NotFound { .. } | Self::Load(_) => None,
+            Self::Verify { program, .. }
+            | Self::Exclusive { program, .. }
+            | Self::Owner { program, .. }
+            | Self::Xlate { program, .. } => Some(program),
+        }
+    }
+
     /// The error number with which loaders and the kernel refuse such a program.
     pub fn errno(&self) -> Errno {
         match self {

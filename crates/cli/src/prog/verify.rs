@@ -5,7 +5,7 @@ use std::io::Write;
 
 use bpfarray_core::insn::class;
 use bpfarray_vm::elf::ProgramSpec;
-use bpfarray_vm::{Engine, LoadOptions, Loaded, LogLevel, Program, ProgramError};
+use bpfarray_vm::{Engine, LoadObjectError, LoadOptions, Loaded, LogLevel, Program, ProgramError};
 use serde::Serialize;
 
 use crate::args::{LogName, VerifyArgs};
@@ -56,7 +56,18 @@ pub(crate) fn verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), Error
     };
     let options =
         LoadOptions { engine: Engine::Interp, strict: args.strict, log, ..LoadOptions::default() };
-    let loaded = object::load(&args.object, args.btf.as_deref(), &options)?;
+    let object = object::parse(&args.object, args.btf.as_deref())?;
+    let specs = object.programs().to_vec();
+    let loaded = match object.load(&options) {
+        Ok(loaded) => loaded,
+        // Others can be judged when this one can be put into its slot.
+        Err(LoadObjectError::Program(error)) => {
+            let name = error.program().unwrap_or_default().to_owned();
+            let spec = object::choose(&specs, Some(&name), &args.object)?;
+            return report(args, out, &[refused(spec, error)]);
+        }
+        Err(LoadObjectError::Map(error)) => return Err(error).in_file(&args.object),
+    };
     let programs = match &args.prog {
         Some(name) => vec![object::choose(loaded.programs(), Some(name), &args.object)?],
         None => loaded.programs().iter().filter(|spec| spec.def.is_some()).collect(),
@@ -65,10 +76,14 @@ pub(crate) fn verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), Error
         return Err(Kind::NoPrograms).in_file(&args.object);
     }
     let verdicts: Vec<_> = programs.into_iter().map(|spec| judge(&loaded, spec)).collect();
+    report(args, out, &verdicts)
+}
+
+fn report(args: &VerifyArgs, out: &mut dyn Write, verdicts: &[Verdict<'_>]) -> Result<(), Error> {
     if args.output.is_json() {
         json::write(out, &verdicts, args.output.pretty)?;
     } else {
-        write_text(out, &verdicts)?;
+        write_text(out, verdicts)?;
     }
     let refused =
         verdicts.iter().filter(|verdict| matches!(verdict.found, Found::Refused { .. })).count();
@@ -79,27 +94,29 @@ pub(crate) fn verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), Error
 }
 
 fn judge<'a>(loaded: &Loaded, spec: &'a ProgramSpec) -> Verdict<'a> {
-    let (verdict, found, log) = match loaded.program(&spec.name) {
-        Ok(program) => {
-            let (proven, guarded) = accesses(&program);
-            ("accepted", Found::Accesses { proven, guarded }, program.verifier_log().to_owned())
-        }
-        Err(error) => {
-            let (errno, text) = (error.errno().raw(), error.to_string());
-            let log = match error {
-                ProgramError::Verify { log, .. } => log,
-                _ => String::new(),
-            };
-            ("refused", Found::Refused { errno, error: text }, log)
-        }
+    let program = match loaded.program(&spec.name) {
+        Ok(program) => program,
+        Err(error) => return refused(spec, error),
     };
-    Verdict {
-        name: &spec.name,
-        prog_type: spec.def.map(|def| def.prog_type.to_string()),
-        verdict,
-        insns: spec.code().ok().map(|code| code.insns.len()),
-        found,
-        log,
+    let (proven, guarded) = accesses(&program);
+    let log = program.verifier_log().to_owned();
+    Verdict::new(spec, "accepted", Found::Accesses { proven, guarded }, log)
+}
+
+fn refused(spec: &ProgramSpec, error: ProgramError) -> Verdict<'_> {
+    let found = Found::Refused { errno: error.errno().raw(), error: error.to_string() };
+    let log = match error {
+        ProgramError::Verify { log, .. } => log,
+        _ => String::new(),
+    };
+    Verdict::new(spec, "refused", found, log)
+}
+
+impl<'a> Verdict<'a> {
+    fn new(spec: &'a ProgramSpec, verdict: &'static str, found: Found, log: String) -> Self {
+        let prog_type = spec.def.map(|def| def.prog_type.to_string());
+        let insns = spec.code().ok().map(|code| code.insns.len());
+        Self { name: &spec.name, prog_type, verdict, insns, found, log }
     }
 }
 
