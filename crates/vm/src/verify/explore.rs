@@ -24,9 +24,12 @@ use super::{Environment, Fact, Safety, VerifyError, VerifyErrorKind as Kind};
 /// # Kernel
 /// `BPF_COMPLEXITY_LIMIT_INSNS`
 pub(super) const BUDGET: usize = 1_000_000;
-/// How many states are kept apart at a place before they are joined; in strict mode, where none are, how many are
-/// remembered there.
-const STATES: usize = 64;
+/// How many states are kept apart at a place before they are joined.
+const STATES: usize = 20;
+/// How many are remembered there in strict mode, where none are joined.
+const STRICT_STATES: usize = 64;
+/// How many are kept apart at all places together, which bounds memory.
+const ALL_STATES: usize = 1 << 15;
 /// How many states are joined at a place before bounds that change are given up.
 const JOINS: usize = 3;
 /// Functions that run at a time.
@@ -224,6 +227,7 @@ impl<'a> Explorer<'a> {
     /// The state to go on with, unless all that it may lead to is looked at anyway.
     fn arrive(&mut self, start: usize, mut state: State) -> Step<Option<State>> {
         state.keep(self.live[start], self.relevant[start]);
+        state.unlink();
         let strict = self.env.strict;
         // A helper calls a function nobody knows how often.
         let is_callback =
@@ -247,10 +251,15 @@ impl<'a> Explorer<'a> {
                 return Err(Kind::Rule(Rule::InfiniteLoop(start)));
             }
         }
-        let apart =
-            if strict { !is_callback } else { place.states.len() < STATES && self.steps < BUDGET };
-        if apart && place.joined.is_none() {
-            if place.states.len() == STATES {
+        let is_apart = match strict {
+            true => !is_callback,
+            false => {
+                let is_little = self.steps < BUDGET && self.nodes.len() < ALL_STATES;
+                is_little && place.states.len() < STATES && place.joined.is_none()
+            }
+        };
+        if is_apart {
+            if place.states.len() == STRICT_STATES {
                 place.states.remove(0);
             }
             let node = self.nodes.len();

@@ -123,7 +123,7 @@ impl<'a> Log<'a> {
             .fold(0, |set, reg| set | 1 << reg);
         let mut text = self.registers(after, new, regs | changed);
         for slot in new.stack.iter().filter(|slot| !old.stack.contains(slot)) {
-            let _ = write!(text, " fp{}={}", slot.at, self.value(after, slot.value));
+            let _ = write!(text, " fp{}={}", slot.at, self.value(after, *slot.value));
         }
         if !text.is_empty() {
             let width = COLUMN.saturating_sub(self.text.len() - self.line);
@@ -151,7 +151,7 @@ impl<'a> Log<'a> {
         };
         text += &self.registers(state, frame, regs);
         for slot in frame.stack.iter().rev() {
-            let _ = write!(text, " fp{}={}", slot.at, self.value(state, slot.value));
+            let _ = write!(text, " fp{}={}", slot.at, self.value(state, *slot.value));
         }
         text
     }

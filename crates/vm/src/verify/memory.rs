@@ -443,7 +443,7 @@ impl Explorer<'_> {
                     }
                     _ => Value::UNKNOWN,
                 };
-                state.store(frame, Slot { at: place + off, size, value });
+                state.store(frame, Slot { at: place + off, size, value: value.into() });
             }
             (Base::Stack(frame), None) => {
                 let (lo, hi) = pointer.span();

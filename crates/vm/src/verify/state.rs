@@ -21,15 +21,28 @@ pub(super) enum Return {
     Helper(usize),
 }
 
-/// A value on the stack: its place, counted from the frame's top, and its bytes.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+/// A value on the stack: its place, counted from the frame's top, and its bytes. Frames share it, of which there are many.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Slot {
     pub(super) at: i64,
     pub(super) size: i64,
-    pub(super) value: Value,
+    pub(super) value: Rc<Value>,
 }
 
 impl Slot {
+    /// The slot of another frame that is at the same place.
+    fn same<'a>(&self, stack: &'a [Self]) -> Option<&'a Self> {
+        let found = stack.binary_search_by_key(&self.at, |slot| slot.at).ok()?;
+        stack.get(found).filter(|slot| slot.size == self.size)
+    }
+
+    fn rewrite(&mut self, with: impl Fn(Value) -> Value) {
+        let value = with(*self.value);
+        if value != *self.value {
+            self.value = Rc::new(value);
+        }
+    }
+
     fn overlaps(&self, at: i64, size: i64) -> bool {
         self.at < at.saturating_add(size) && at < self.at + self.size
     }
@@ -43,6 +56,12 @@ pub(super) struct Frame {
     /// Ascending; they do not overlap.
     pub(super) stack: Vec<Slot>,
     pub(super) ret: Return,
+}
+
+impl Frame {
+    fn values(&self) -> impl Iterator<Item = &Value> {
+        self.regs.iter().chain(self.stack.iter().map(|slot| &*slot.value))
+    }
 }
 
 /// The spin lock that is held.
@@ -127,6 +146,37 @@ impl State {
         }
     }
 
+    /// Forgets that numbers are copies of others that are gone.
+    pub(super) fn unlink(&mut self) {
+        let link = |value: &Value| match value {
+            Value::Number(number) if number.id != 0 => Some(number.id),
+            _ => None,
+        };
+        let mut ids: Vec<u32> =
+            self.frames.iter().flat_map(|frame| frame.values()).filter_map(link).collect();
+        ids.sort_unstable();
+        let alone = |id: u32| {
+            let first = ids.partition_point(|other| *other < id);
+            ids.get(first + 1) != Some(&id)
+        };
+        if !ids.iter().any(|id| alone(*id)) {
+            return;
+        }
+        for frame in &mut self.frames {
+            if !frame.values().filter_map(link).any(alone) {
+                continue;
+            }
+            let Frame { regs, stack, .. } = Rc::make_mut(frame);
+            let unlinked = |value: Value| match value {
+                Value::Number(number) if alone(number.id) => Value::range(number.range),
+                value => value,
+            };
+            regs.iter_mut().for_each(|value| *value = unlinked(*value));
+            stack.iter_mut().for_each(|slot| slot.rewrite(unlinked));
+            stack.retain(|slot| *slot.value != Value::UNKNOWN);
+        }
+    }
+
     pub(super) fn top(&mut self) -> &mut Frame {
         let last = self.frames.len() - 1;
         Rc::make_mut(&mut self.frames[last])
@@ -147,14 +197,13 @@ impl State {
     /// Rewrites every value of every function.
     pub(super) fn rewrite(&mut self, with: impl Fn(Value) -> Value) {
         for frame in &mut self.frames {
-            let values = frame.regs.iter().chain(frame.stack.iter().map(|slot| &slot.value));
             // Most rewrites change little, and frames are shared.
-            if values.copied().all(|value| with(value) == value) {
+            if frame.values().all(|value| with(*value) == *value) {
                 continue;
             }
             let frame = Rc::make_mut(frame);
             frame.regs.iter_mut().for_each(|value| *value = with(*value));
-            frame.stack.iter_mut().for_each(|slot| slot.value = with(slot.value));
+            frame.stack.iter_mut().for_each(|slot| slot.rewrite(&with));
         }
     }
 
@@ -200,14 +249,14 @@ impl State {
     /// What was stored in just these bytes.
     pub(super) fn load(&self, frame: usize, at: i64, size: i64) -> Option<Value> {
         let slot = self.stack(frame).iter().find(|slot| slot.at == at)?;
-        (slot.size == size).then_some(slot.value)
+        (slot.size == size).then_some(*slot.value)
     }
 
     /// What a load of `size` bytes finds: what was stored there, or the start of it, or zeros.
     pub(super) fn fill(&self, frame: usize, at: i64, size: i64) -> Option<Value> {
         let stack = self.stack(frame);
         let first = stack.iter().find(|slot| slot.at == at);
-        match first.map(|slot| (slot.size - size, slot.value)) {
+        match first.map(|slot| (slot.size - size, *slot.value)) {
             Some((0, value)) => return Some(value),
             Some((1.., Value::Number(number))) => {
                 return Some(Value::range(number.range.truncated(size as u32)));
@@ -238,7 +287,7 @@ impl State {
     pub(super) fn store(&mut self, frame: usize, slot: Slot) {
         self.overwrite(frame, slot.at, slot.size);
         if (slot.at % 8 == 0 || slot.value.is_null())
-            && slot.value != Value::UNKNOWN
+            && *slot.value != Value::UNKNOWN
             && let Some(frame) = self.frames.get_mut(frame)
         {
             let stack = &mut Rc::make_mut(frame).stack;
@@ -262,12 +311,9 @@ impl State {
                 let pointers = theirs.stack.iter().filter(|slot| slot.value.is_pointer());
                 mine.regs.iter().zip(&theirs.regs).all(|(a, b)| a.covers(b, &mut cover))
                     && (!strict || pointers.clone().all(known))
-                    && mine.stack.iter().all(|slot| {
-                        let same = |other: &&Slot| other.at == slot.at && other.size == slot.size;
-                        match theirs.stack.iter().find(same) {
-                            Some(other) => slot.value.covers(&other.value, &mut cover),
-                            None => slot.value == Value::Unreadable,
-                        }
+                    && mine.stack.iter().all(|slot| match slot.same(&theirs.stack) {
+                        Some(other) => slot.value.covers(&other.value, &mut cover),
+                        None => *slot.value == Value::Unreadable,
                     })
             })
     }
@@ -283,10 +329,9 @@ impl State {
                 *a = a.join(*b, widen);
             }
             mine.stack.retain_mut(|slot| {
-                let same = |other: &&Slot| other.at == slot.at && other.size == slot.size;
-                let Some(other) = theirs.stack.iter().find(same) else { return false };
-                slot.value = slot.value.join(other.value, widen);
-                slot.value != Value::UNKNOWN
+                let Some(other) = slot.same(&theirs.stack) else { return false };
+                slot.rewrite(|value| value.join(*other.value, widen));
+                *slot.value != Value::UNKNOWN
             });
         }
     }

@@ -165,6 +165,8 @@ impl Value {
     pub(super) fn covers(&self, other: &Self, cover: &mut Cover) -> bool {
         match (self, other) {
             (Self::Unreadable, _) => true,
+            // Frames share their slots.
+            (Self::Number(a), _) if std::ptr::eq(self, other) && a.id == 0 => true,
             (Self::Number(a), Self::Number(b)) => {
                 a.range.contains(&b.range)
                     && (a.id == 0 || a.delta == b.delta && cover.id(a.id, b.id))
