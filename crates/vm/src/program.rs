@@ -20,7 +20,7 @@ use crate::interp::{self, Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
-use crate::verify::{Environment, LogLevel, Refusal, Safety, VerifyError, verify};
+use crate::verify::{Environment, LogLevel, Refusal, Safety, VerifyError, globals, verify};
 use crate::xlate::{XlateError, Xlated, xlate};
 
 /// Why there is no program.
@@ -241,6 +241,7 @@ impl Program {
             gpl_compatible,
             strict: mode.strict,
             log: mode.log,
+            globals: globals(code, btf, prog_type),
             lines: &lines,
             ..Environment::new(prog_type, &maps, helpers)
         };

@@ -12,12 +12,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const NAME: &str = "objects_are_what_clang_makes_of_their_sources";
 const TOOLS: [&str; 2] = ["clang-19", "llvm-strip-19"];
 const HEADERS: &str = "/usr/include/bpf/bpf_helpers.h";
-const FOLDERS: [&str; 5] = [
+const FOLDERS: [&str; 6] = [
     "crates/cli/tests/data",
     "crates/oracle/benches",
     "examples",
     "testdata/elf",
     "testdata/progs",
+    "testdata/verifier",
 ];
 
 fn main() -> ExitCode {

@@ -21,7 +21,8 @@ use super::{KnownMap, VerifyErrorKind as Kind, helper_name};
 pub(super) const LOCK: &str = "bpf_spin_lock";
 
 /// What can hold bytes, in the kernel's words.
-const MEMORY: &str = "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, buf, trusted_ptr_";
+pub(super) const MEMORY: &str =
+    "fp, pkt, pkt_meta, map_key, map_value, mem, ringbuf_mem, buf, trusted_ptr_";
 
 const READ: Access = Access { write: false, indirect: true };
 const WRITE: Access = Access { write: true, indirect: true };
@@ -163,7 +164,7 @@ impl Explorer<'_> {
         Ok(())
     }
 
-    fn check_memory(
+    pub(super) fn check_memory(
         &mut self,
         (reg, value): (Reg, Value),
         size: i64,
@@ -325,6 +326,7 @@ fn is_memory(base: Option<Base>) -> bool {
                 | Base::Key
                 | Base::Value(_)
                 | Base::Buffer { .. }
+                | Base::Memory(_)
                 | Base::Object
         )
     )

@@ -210,7 +210,9 @@ impl Explorer<'_> {
         let Some(target) = function(callback) else { return Ok(()) };
         let mut args = [Value::Unreadable; 5];
         if self.insns[site].imm as u32 == helper_id::LOOP {
-            args[0] = Value::range(Range::bytes(4));
+            // The kernel does not know how far it counts.
+            let index = if self.env.strict { Range::ANY } else { Range::bytes(4) };
+            args[0] = Value::range(index);
             args[1] = third;
         } else {
             (args[0], args[3]) = (map, third);
@@ -343,7 +345,7 @@ impl Explorer<'_> {
                 self.read(state, Reg::R0)?;
                 in_range("At callback return", 0, 1)
             }
-            Return::Later | Return::Out => {
+            Return::Later | Return::Global | Return::Out => {
                 self.read(state, Reg::R0)?;
                 if state.lock.is_some() {
                     return Err(Kind::Rule(Rule::EndUnderLock(
@@ -356,6 +358,8 @@ impl Explorer<'_> {
                 let is_iter = self.env.attach_type == crate::prog_type::AttachType::TRACE_ITER;
                 match state.ret() {
                     Return::Later => in_range("At async callback return", 0, 0),
+                    Return::Global if result.is_pointer() => Err(Kind::Rule(Rule::ReturnsPointer)),
+                    Return::Global => Ok(()),
                     _ if is_iter => in_range("At program exit", 0, 1),
                     _ => Ok(()),
                 }

@@ -6,7 +6,7 @@
 //! becomes an unknown number, which covers any address, and an access through it is left to the check at run time. Such a
 //! store may have hit any stack slot. In strict mode both is refused, with the rule that the kernel goes by.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bpfarray_core::insn::{Insn, Reg, class};
 
@@ -41,7 +41,7 @@ const MAX_FRAMES: usize = 8;
 pub(super) struct Explorer<'a> {
     pub(super) insns: &'a [Insn],
     pub(super) env: &'a Environment<'a>,
-    functions: &'a [usize],
+    pub(super) functions: &'a [usize],
     /// What was found at each instruction; `None` where no path came by.
     pub(super) facts: Vec<Option<Fact>>,
     /// Whether the accesses seen so far at an instruction were all sure to be allowed.
@@ -61,6 +61,8 @@ pub(super) struct Explorer<'a> {
     last_id: u32,
     /// Any function may be called with anything.
     any_calls: bool,
+    /// The global functions that were called so far.
+    pub(super) called: HashSet<usize>,
     pub(super) log: Option<Log<'a>>,
 }
 
@@ -128,6 +130,7 @@ impl<'a> Explorer<'a> {
             steps: 0,
             last_id: 0,
             any_calls: false,
+            called: HashSet::new(),
             log: None,
         }
     }
@@ -334,6 +337,9 @@ impl<'a> Explorer<'a> {
             }
             _ if insn.is_pseudo_call() => {
                 if let Some(target) = function_target(at, insn) {
+                    if self.call_global(target as usize, state)? {
+                        return Ok(Some(next));
+                    }
                     let args = [1, 2, 3, 4, 5].map(|reg| state.get(Reg::new(reg)));
                     self.enter(target as usize, args, Return::To(next), state.clone())?;
                 }
@@ -381,7 +387,7 @@ impl<'a> Explorer<'a> {
             Value::Pointer(pointer) if matches!(pointer.base, Base::Stack(frame) if frame >= gone)
         );
         let (next, result) = match ret {
-            Return::Out | Return::Later => return Ok(()),
+            Return::Out | Return::Later | Return::Global => return Ok(()),
             Return::To(next) => (next, if dangling { Value::Unreadable } else { result }),
             Return::Helper(site) => {
                 self.call_back(site, &state)?;

@@ -96,6 +96,9 @@ impl Explorer<'_> {
             Base::Buffer { writable } if access.write && !writable => {
                 Err(Rule::ReadOnly { reg, is: self.type_name(value) })
             }
+            Base::Memory(len) => {
+                region(reg, "memory", format!("mem_size={len} "), len.into(), &pointer, off, size)
+            }
             // The length is known when the program is attached.
             Base::Buffer { .. } | Base::Object if self.env.strict && !access.write => Ok(()),
             Base::Buffer { .. } if self.env.strict => Ok(()),
@@ -486,6 +489,13 @@ impl Explorer<'_> {
         if !aligned {
             allowed = false;
             self.note(at, false);
+        }
+        if let Value::Pointer(pointer) = base
+            && let (Base::Stack(frame), Some(place)) = (pointer.base, pointer.place())
+            && read
+            && state.is_part_of_pointer(frame, place + off, size)
+        {
+            self.forbid(|| Rule::FillSize)?;
         }
         let old = Value::range(Range::bytes(insn.size_bytes()));
         let found = match (is_load, base) {

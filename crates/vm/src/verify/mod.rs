@@ -11,6 +11,7 @@ mod call;
 mod depth;
 mod explore;
 mod fields;
+mod global;
 mod live;
 mod log;
 mod memory;
@@ -27,8 +28,11 @@ mod tests;
 mod tnum;
 mod value;
 
+pub(crate) use global::{Global, globals};
 pub use rule::Rule;
 pub(crate) use structure::{function_target, jump_target};
+
+use std::collections::HashMap;
 
 use bpfarray::MapRef;
 use bpfarray_core::btf::SpecialFields;
@@ -58,17 +62,15 @@ pub(crate) struct Environment<'a> {
     /// Whether what is not proven to keep to the kernel's rules is refused.
     pub(crate) strict: bool,
     pub(crate) log: LogLevel,
+    /// By the first of their instructions.
+    pub(crate) globals: HashMap<usize, Global>,
     /// Source lines by the first of their instructions, ascending.
     pub(crate) lines: &'a [(usize, SourceLine)],
 }
 
 impl<'a> Environment<'a> {
     /// The default mode, for a program without source.
-    pub(crate) const fn new(
-        prog_type: ProgType,
-        maps: &'a [MapRef],
-        helpers: &'a HelperSet,
-    ) -> Self {
+    pub(crate) fn new(prog_type: ProgType, maps: &'a [MapRef], helpers: &'a HelperSet) -> Self {
         Self {
             prog_type,
             maps,
@@ -78,6 +80,7 @@ impl<'a> Environment<'a> {
             gpl_compatible: true,
             strict: false,
             log: LogLevel::None,
+            globals: HashMap::new(),
             lines: &[],
         }
     }

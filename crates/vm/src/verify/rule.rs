@@ -332,6 +332,23 @@ pub enum Rule {
     /// An unlock of a lock that is not held.
     #[error("bpf_spin_unlock of different lock")]
     OtherLock,
+    /// A call of a global function under a lock.
+    #[error("global function calls are not allowed while holding a lock")]
+    GlobalCallUnderLock,
+    /// An address where a global function takes a number.
+    #[error("R{0} is not a scalar")]
+    GlobalNumber(usize),
+    /// A global function that returns no number.
+    #[error("Global function {0}() doesn't return scalar. Only those are supported.")]
+    GlobalReturn(String),
+    /// A global function with an argument that cannot be verified by its type.
+    #[error("Arg#{arg} type in {function}() is not supported yet.")]
+    GlobalArg {
+        /// Which argument.
+        arg: usize,
+        /// The function's name.
+        function: String,
+    },
     /// A call under a lock.
     #[error("function calls are not allowed while holding a lock")]
     CallUnderLock,
@@ -387,6 +404,10 @@ impl Rule {
             | Self::NoLock
             | Self::OtherLock
             | Self::CallUnderLock
+            | Self::GlobalCallUnderLock
+            | Self::GlobalNumber(_)
+            | Self::GlobalArg { .. }
+            | Self::GlobalReturn(_)
             | Self::EndUnderLock(_)
             | Self::Unreleased(_)
             | Self::Returned { .. }

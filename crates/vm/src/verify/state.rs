@@ -15,6 +15,8 @@ pub(super) enum Return {
     Out,
     /// Likewise, from a function that a helper has others call later.
     Later,
+    /// Likewise, from a global function, of which calls are verified by themselves.
+    Global,
     /// To the caller, at this instruction.
     To(usize),
     /// To the helper called by this instruction, which may call the function again.
@@ -207,10 +209,10 @@ impl State {
         }
     }
 
-    /// Makes pointers unreadable.
+    /// Makes pointers plain numbers of which nothing is known.
     pub(super) fn forget(&mut self, which: impl Fn(&Pointer) -> bool) {
         self.rewrite(|value| match value {
-            Value::Pointer(pointer) if which(&pointer) => Value::Unreadable,
+            Value::Pointer(pointer) if which(&pointer) => Value::UNKNOWN,
             value => value,
         });
     }

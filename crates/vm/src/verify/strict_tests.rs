@@ -294,7 +294,7 @@ fn packets_are_looked_for_anew_after_they_may_have_moved() {
         Insn::ldx_mem(size::B, R0, Reg::new(7), 0),
         EXIT,
     ];
-    assert_refused(Errno::EACCES, "R7 !read_ok", &insns);
+    assert_refused(Errno::EACCES, "R7 invalid mem access 'scalar'", &insns);
 }
 
 #[test]
