@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bpfarray_core::insn::{Insn, Reg, class};
+use bpfarray_core::insn::{Insn, Reg, alu, class};
 
 use super::live::{self, Regs};
 use super::log::Log;
@@ -324,7 +324,16 @@ impl<'a> Explorer<'a> {
             self.facts[at] = Some(Fact::None);
         }
         match insn.class() {
-            class::ALU | class::ALU64 => self.alu(insn, state)?,
+            class::ALU | class::ALU64 => {
+                if let Some(zero) = forked(insn, state) {
+                    let mut other = state.clone();
+                    other.set(insn.dst, Value::constant(zero));
+                    self.alu(insn, &mut other)?;
+                    self.push(next, other, Some(at));
+                    state.set(insn.dst, Value::constant(u64::MAX));
+                }
+                self.alu(insn, state)?;
+            }
             class::LDX | class::ST | class::STX => self.access(at, insn, state)?,
             class::LD if insn.is_ld_imm64() => {
                 let value = self.load_imm64(at, insn);
@@ -416,6 +425,18 @@ impl<'a> Explorer<'a> {
     pub(super) fn start(&mut self, function: usize, args: [Value; 5]) {
         self.push(function, State::entry(function, args, Return::Later), None);
     }
+}
+
+/// A mask that is all ones or all zeros is looked at as either, not as both.
+///
+/// # Kernel
+/// `maybe_fork_scalars`
+fn forked(insn: Insn, state: &State) -> Option<u64> {
+    let masks = insn.class() == class::ALU64
+        && !insn.is_reg_src()
+        && matches!(insn.op(), alu::AND | alu::OR);
+    let range = state.get(insn.dst).number();
+    (masks && (range.smin, range.smax) == (-1, 0)).then_some(0)
 }
 
 /// Whether an instruction is one whose fact depends on what it accesses.
