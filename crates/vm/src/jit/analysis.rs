@@ -76,7 +76,8 @@ pub(super) struct Fact {
 pub(super) enum Escape {
     /// Only this function's loads and stores reach it.
     No,
-    /// Helpers do too, while it calls them, from the addresses they get upwards.
+    /// Helpers do too, while it calls them, from the addresses they get upwards; or functions that it calls, by accesses that
+    /// are checked when they happen.
     Helpers,
     /// Anything may.
     Yes,
@@ -299,6 +300,12 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Another function runs, which knows where this one's frame is without having been told: its own ends there. It may not
+    /// write there unnoticed, as accesses above a function's frame are never proven.
+    fn is_seen_from_below(&mut self) {
+        self.escape = self.escape.max(Escape::Helpers);
+    }
+
     /// An address in the frame becomes known to others.
     fn escapes(&mut self, value: Value, how: Escape) {
         if value.may_be_frame() {
@@ -332,12 +339,16 @@ impl<'a> Walk<'a> {
                 for arg in 1..=args {
                     self.escapes(state.regs[arg], how);
                 }
+                if self.subject.has_callbacks {
+                    self.is_seen_from_below();
+                }
                 state.regs[R0] = Value::Number;
             }
             OpCode::CallFunction => {
                 for arg in 1..=5 {
                     self.escapes(state.regs[arg], Escape::Yes);
                 }
+                self.is_seen_from_below();
                 state.regs[R0] = Value::Number;
                 let zero = Value::constant(0);
                 for reg in (1..16).filter(|reg| !(R6..=R10).contains(reg)) {

@@ -120,6 +120,42 @@ fn a_call_keeps_the_callers_registers_and_passes_its_arguments() {
     assert_eq!(result, Ok(115));
 }
 
+/// No kernel would take such a program, but both engines say the same of it.
+#[test]
+fn a_callee_that_reads_above_its_frame_finds_its_callers_and_nothing_older() {
+    let fill = [(R10, -8), (R10, -512), (R10, -256)];
+    let fill = fill.map(|(base, off)| Insn::st_mem(size::DW, base, off, 0x5555));
+    let dirty = [&fill[..], &[call_function(1), Insn::exit()], &fill[..], &[Insn::exit()]];
+    assert!(run_insns(&dirty.concat()).is_ok());
+    for (off, expected) in [(504, 40), (256, 0), (0, 0)] {
+        let result = run_insns(&[
+            Insn::st_mem(size::DW, R10, -8, 40),
+            call_function(3),
+            Insn::ldx_mem(size::DW, R1, R10, -8),
+            Insn::alu64_reg(alu::ADD, R0, R1),
+            Insn::exit(),
+            Insn::ldx_mem(size::DW, R0, R10, off),
+            Insn::exit(),
+        ]);
+        assert_eq!(result, Ok(40 + expected), "{off}");
+    }
+    let [lo, hi] = function_addr(R2, 6);
+    let result = run_insns(&[
+        Insn::mov64_imm(R1, 2),
+        lo,
+        hi,
+        Insn::mov64_imm(R3, 0),
+        Insn::mov64_imm(R4, 0),
+        Insn::call(helper_id::LOOP),
+        Insn::exit(),
+        // Ends the loop if there is something.
+        Insn::ldx_mem(size::DW, R0, R10, 0),
+        Insn::alu64_imm(alu::AND, R0, 1),
+        Insn::exit(),
+    ]);
+    assert_eq!(result, Ok(2));
+}
+
 #[test]
 fn a_callee_has_a_stack_of_its_own_and_may_use_its_callers() {
     let result = run_insns(&[

@@ -90,7 +90,6 @@ impl Translation<'_, '_> {
                     self.clear(place);
                 }
             }
-            Frame::Memory { used: 0 } => {}
             Frame::Memory { used } => self.clear_memory(top, *used),
         }
     }
