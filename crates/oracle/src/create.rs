@@ -19,7 +19,7 @@ static NO_PROGRAM: [u8; PROG_HASH_LEN] = [0x5a; PROG_HASH_LEN];
 macro_rules! map_create {
     ($($offset:literal $name:ident,)*) => {
         /// The fields of `BPF_MAP_CREATE`.
-        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
         #[expect(missing_docs, reason = "the names of union bpf_attr")]
         pub struct MapCreate {
             $(pub $name: u32,)*

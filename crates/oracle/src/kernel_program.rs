@@ -168,18 +168,21 @@ pub(crate) fn load(object: &Object, program: &str, maps: &[&Map]) -> Result<Prog
     let code = spec.code().map_err(|e| e.to_string())?;
     let mut load = ProgLoad::new(prog_type.0, &code.insns, maps);
     load.expected_attach_type = spec.expected_attach_type().map_or(0, |attach_type| attach_type.0);
-    if spec.def.is_some_and(|def| def.xdp_has_frags) {
-        load.prog_flags |= BPF_F_XDP_HAS_FRAGS;
-    }
+    load.prog_flags = load_flags(prog_type, spec.def.is_some_and(|def| def.xdp_has_frags));
     load_with_btf(load)
+}
+
+/// The flags with which a program is loaded.
+pub(crate) fn load_flags(prog_type: ProgType, has_frags: bool) -> u32 {
+    let sleepable = if prog_type == ProgType::SYSCALL { BPF_F_SLEEPABLE } else { 0 };
+    sleepable | if has_frags { BPF_F_XDP_HAS_FRAGS } else { 0 }
 }
 
 /// Functions whose address is taken must be described by BTF.
 fn load_with_btf(load: ProgLoad<'_>) -> Result<Prog, String> {
     let btf = Btf::load(&btf::blob()).map_err(|e| format!("loading BTF: {e}"))?;
-    let sleepable = if load.prog_type == ProgType::SYSCALL.0 { BPF_F_SLEEPABLE } else { 0 };
     let func_info = btf::func_info(load.insns);
-    let prog_flags = load.prog_flags | sleepable;
+    let prog_flags = load.prog_flags | load_flags(ProgType(load.prog_type), false);
     let load = ProgLoad { btf: Some(&btf), func_info: &func_info, prog_flags, ..load };
     Prog::load(&load).map_err(|e| format!("loading the program: {e}"))
 }
@@ -193,13 +196,51 @@ pub(crate) struct KernelEngine {
     pub(crate) creator: Creator,
 }
 
+/// Maps of one program, or of several, in the order in which instructions index them.
+pub(crate) struct KernelMaps(Vec<NamedMap>);
+
+impl KernelMaps {
+    pub(crate) fn maps(&self) -> Vec<&Map> {
+        self.0.iter().map(|map| &map.map).collect()
+    }
+}
+
+impl KernelEngine {
+    /// Creates the maps of an object; slots are not filled.
+    pub(crate) fn define(&self, object: &Object) -> Result<KernelMaps, String> {
+        let btf = types_of_fields(object)?;
+        let define = |spec| NamedMap::defined(spec, self.kernel, self.creator, btf.as_ref());
+        object.maps().iter().map(define).collect::<Result<_, _>>().map(KernelMaps)
+    }
+
+    /// Creates maps that are named by their index, of which one may hold another one in its first slot.
+    pub(crate) fn make(
+        &self,
+        all: &[MapCreate],
+        inner: Option<(usize, usize)>,
+    ) -> Result<KernelMaps, String> {
+        let request = |create: &MapCreate| Request::new(self.creator, create.clone());
+        let mut maps: Vec<NamedMap> = Vec::new();
+        for (i, create) in all.iter().enumerate() {
+            let inner = inner.filter(|(outer, _)| *outer == i);
+            let inner = inner.and_then(|(_, inner)| maps.get(inner));
+            let template = inner.map(|inner| request(&inner.create));
+            let request = template.into_iter().fold(request(create), Request::with_inner);
+            let map = NamedMap::new(&i.to_string(), &request, self.kernel)?;
+            if let Some(inner) = inner {
+                map.put(0, &inner.map)?;
+            }
+            maps.push(map);
+        }
+        Ok(KernelMaps(maps))
+    }
+}
+
 impl Engine for KernelEngine {
     type Program = KernelProgram;
 
     fn load(&self, object: &Object, program: &str) -> Result<KernelProgram, String> {
-        let btf = types_of_fields(object)?;
-        let define = |spec| NamedMap::defined(spec, self.kernel, self.creator, btf.as_ref());
-        let mut maps: Vec<NamedMap> = object.maps().iter().map(define).collect::<Result<_, _>>()?;
+        let KernelMaps(mut maps) = self.define(object)?;
         maps.iter_mut().try_for_each(NamedMap::put_events)?;
         let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
         let mut slots: Vec<(u32, &Slot, &NamedMap)> = Vec::new();
@@ -219,23 +260,10 @@ impl Engine for KernelEngine {
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<KernelProgram, String> {
-        let request = |create: &MapCreate| Request::new(self.creator, create.clone());
-        let mut maps: Vec<NamedMap> = Vec::new();
-        for (i, create) in assembled.maps.iter().enumerate() {
-            let inner = assembled.inner.filter(|(outer, _)| *outer == i);
-            let inner = inner.and_then(|(_, inner)| maps.get(inner));
-            let template = inner.map(|inner| request(&inner.create));
-            let request = template.into_iter().fold(request(create), Request::with_inner);
-            let map = NamedMap::new(&i.to_string(), &request, self.kernel)?;
-            if let Some(inner) = inner {
-                map.put(0, &inner.map)?;
-            }
-            maps.push(map);
-        }
-        let map_refs: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
+        let maps = self.make(&assembled.maps, assembled.inner)?;
         let prog_type = assembled.prog_type;
-        let prog = load_with_btf(ProgLoad::new(prog_type.0, &assembled.insns, &map_refs))?;
-        Ok(KernelProgram { prog_type, prog, maps })
+        let prog = load_with_btf(ProgLoad::new(prog_type.0, &assembled.insns, &maps.maps()))?;
+        Ok(KernelProgram { prog_type, prog, maps: maps.0 })
     }
 }
 

@@ -15,6 +15,7 @@ mod events;
 pub mod flows;
 pub mod gen_lookup;
 pub mod helpers;
+pub mod hostile;
 pub mod inputs;
 pub mod isa;
 mod kernel;

@@ -1,9 +1,12 @@
 //! Campaigns against the live kernel, and the recording of vectors.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use oracle::corpus::Corpus;
+use oracle::hostile::runs::Runs;
+use oracle::hostile::{campaign, verify};
 use oracle::ops::Case;
 use oracle::programs::Kind;
 use oracle::{Kernel, compare, record};
@@ -35,6 +38,10 @@ enum Command {
     Helpers(Campaign),
     /// Compare random programs with loops, functions, packets and maps of all kinds
     Flows(Campaign),
+    /// Compare what the kernel's verifier refuses with what ours refuses in its strict mode
+    Verify(Campaign),
+    /// Run programs with mistakes in both engines, and watch all memory around what they were given; needs no kernel
+    Hostile(Hostile),
     /// Write the vector files of testdata
     Record {
         /// Files to write, such as ops/ops.vec; all without a name
@@ -50,6 +57,35 @@ struct Campaign {
     /// Seed of the first case; each further case has the next
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(clap::Args)]
+struct Hostile {
+    #[command(flatten)]
+    campaign: Campaign,
+    /// Load them in strict mode, which has to refuse those that would fault
+    #[arg(long)]
+    strict: bool,
+    /// Run on this CPU alone, and note the seed of each program in the file
+    #[arg(long, requires = "note", hide = true)]
+    cpu: Option<usize>,
+    #[arg(long, hide = true)]
+    note: Option<PathBuf>,
+}
+
+impl Hostile {
+    fn run(&self) -> Result<Runs, Box<dyn std::error::Error>> {
+        let Campaign { count, seed } = self.campaign;
+        if let (Some(cpu), Some(note)) = (self.cpu, &self.note) {
+            return Ok(campaign::run(
+                cpu,
+                (seed, count),
+                self.strict,
+                &mut campaign::note_in(note)?,
+            )?);
+        }
+        Ok(campaign::run_in_processes(&std::env::current_exe()?, (seed, count), self.strict)?)
+    }
 }
 
 fn main() -> ExitCode {
@@ -74,8 +110,13 @@ fn operations(kernel: Kernel, c: &Campaign, make: fn(u64) -> Case) -> Result<(),
 }
 
 fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
+    if let Command::Hostile(hostile) = &command {
+        println!("{}", hostile.run()?);
+        return Ok(());
+    }
     let kernel = Kernel::available().map_err(|e| format!("no live kernel: {e}"))?;
     match command {
+        Command::Hostile(_) => {}
         Command::Ops(c) => operations(kernel, &c, Case::random)?,
         Command::Fields(c) => operations(kernel, &c, Case::with_fields)?,
         Command::Door(c) => {
@@ -97,6 +138,10 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Isa(c) => random_programs(kernel, Kind::ISA, &c)?,
         Command::Helpers(c) => random_programs(kernel, Kind::HELPERS, &c)?,
         Command::Flows(c) => random_programs(kernel, Kind::FLOWS, &c)?,
+        Command::Verify(c) => {
+            let verdicts = verify::compare(kernel, &Corpus::read()?, c.seed, c.count)?;
+            println!("{verdicts}");
+        }
         Command::Record { files } => {
             let corpus = Corpus::read()?;
             let asked = |name: &str| files.is_empty() || files.iter().any(|file| file == name);

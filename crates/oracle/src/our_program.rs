@@ -1,19 +1,22 @@
 //! Programs in our engines.
 
 use bpfarray::{Map, Object};
+use bpfarray_core::attr::Creator;
 use bpfarray_core::map::Kind;
 use bpfarray_vm::{Context, LoadOptions, ProgType, Program, elf};
 
+use crate::create::MapCreate;
 use crate::events::{COUNTERS, Filling, OurRing, RING_CPUS, our_counter};
 use crate::inputs::Input;
 use crate::programs::{self, Assembled, Contents, Engine, Outcome};
-use crate::request::Creator;
+use crate::request;
+use crate::value_type;
 
 /// One of our engines, and who creates the maps of programs in it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OurEngine {
     pub(crate) engine: bpfarray_vm::Engine,
-    pub(crate) creator: Creator,
+    pub(crate) creator: request::Creator,
 }
 
 /// A program with maps of its own.
@@ -94,8 +97,37 @@ impl OurEngine {
         if engine == self.engine { Ok(program) } else { Err(format!("it is in the {engine}")) }
     }
 
+    /// Creates the maps of an object, with what is in their slots.
+    pub(crate) fn define(self, object: &elf::Object) -> Result<Vec<Map>, String> {
+        let loaded = object.clone().load(&self.options()).map_err(|e| e.to_string())?;
+        Ok(loaded.maps().map(|(_, map)| map.clone()).collect())
+    }
+
+    /// Creates maps, of which one may hold another one in its first slot.
+    pub(crate) fn make(
+        self,
+        all: &[MapCreate],
+        inner: Option<(usize, usize)>,
+    ) -> Result<Vec<Map>, String> {
+        let mut maps: Vec<Map> = Vec::new();
+        for (i, create) in all.iter().enumerate() {
+            let inner = inner.filter(|(outer, _)| *outer == i);
+            let inner = inner.and_then(|(_, inner)| maps.get(inner));
+            let btf = create.value_type.and(value_type::BTF.as_ref());
+            let creator = Creator { btf, ..self.creator.to_core() };
+            let map = Map::create_with(&create.to_core(), &creator, inner.map(|inner| &**inner));
+            let map = map.map_err(|e| e.to_string())?;
+            if let Some(inner) = inner {
+                let filled = map.update_object(0, &Object::Map(inner.to_ref()), 0);
+                filled.map_err(|e| e.to_string())?;
+            }
+            maps.push(map);
+        }
+        Ok(maps)
+    }
+
     /// All that there are here.
-    pub(crate) fn all(creator: Creator) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(creator: request::Creator) -> impl Iterator<Item = Self> {
         let engines = [bpfarray_vm::Engine::Interp, bpfarray_vm::Engine::Jit];
         let available = engines.into_iter().filter(|engine| engine.is_available());
         available.map(move |engine| Self { engine, creator })
@@ -116,19 +148,7 @@ impl Engine for OurEngine {
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<OurProgram, String> {
-        let mut maps: Vec<Map> = Vec::new();
-        for (i, create) in assembled.maps.iter().enumerate() {
-            let inner = assembled.inner.filter(|(outer, _)| *outer == i);
-            let inner = inner.and_then(|(_, inner)| maps.get(inner));
-            let (attr, creator) = (create.to_core(), self.creator.to_core());
-            let map = Map::create_with(&attr, &creator, inner.map(|inner| &**inner));
-            let map = map.map_err(|e| e.to_string())?;
-            if let Some(inner) = inner {
-                let filled = map.update_object(0, &Object::Map(inner.to_ref()), 0);
-                filled.map_err(|e| e.to_string())?;
-            }
-            maps.push(map);
-        }
+        let maps = self.make(&assembled.maps, assembled.inner)?;
         let (prog_type, insns) = (assembled.prog_type, &assembled.insns);
         let program = Program::with_options(prog_type, insns, &maps, &self.options());
         let program = self.check(program.map_err(|e| e.to_string())?)?;

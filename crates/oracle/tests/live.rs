@@ -1,10 +1,11 @@
 //! Our crates against the live kernel. Where there is none, every test counts as ignored.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::corpus::Corpus;
+use oracle::hostile::{Cases, Strict, TheKernel, Verdict, reason, verify};
 use oracle::ops::Case;
 use oracle::programs::Kind;
 use oracle::{Kernel, compare};
@@ -53,6 +54,32 @@ const TESTS: &[(&str, Test)] = &[
     }),
     ("random_loops_calls_and_packets_give_the_results_of_the_kernel", |kernel| {
         Ok(compare::random_programs(kernel, Kind::FLOWS, 1, 2_000)?)
+    }),
+    ("programs_without_mistakes_pass_the_kernels_verifier_and_ours", |kernel| {
+        let corpus = Corpus::read()?;
+        let (mut theirs, mut ours) = (TheKernel::new(kernel, &corpus)?, Strict::new(&corpus));
+        let mut refused = BTreeMap::new();
+        for seed in 1..1_000 {
+            let case = Cases::right(seed);
+            for verdict in [theirs.judge(&case, &case.insns)?, ours.judge(&case, &case.insns)?] {
+                if let Verdict::Refused { text, .. } = verdict {
+                    let listing = format!("seed {seed}:\n{}", case.listing().join("\n"));
+                    refused.entry(reason(&text).0.to_owned()).or_insert(listing);
+                }
+            }
+        }
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{refused:#?}").replace("\\n", "\n").into()),
+        }
+    }),
+    ("strict_mode_refuses_and_accepts_programs_with_mistakes_as_the_kernel", |kernel| {
+        let verdicts = verify::compare(kernel, &Corpus::read()?, 1, 2_000)?;
+        let ((memory, missed), (accepted, refused)) = (verdicts.memory(), verdicts.accepted());
+        assert!(memory > 500 && accepted > 500, "{verdicts}");
+        assert!(missed * 200 <= memory && refused * 100 <= accepted, "{verdicts}");
+        assert!(verdicts.unknown().is_empty(), "{verdicts}");
+        Ok(())
     }),
 ];
 
