@@ -4,6 +4,7 @@
 //! for the most that the command can write there; or one where nothing is mapped, or null.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -36,9 +37,18 @@ enum Slot {
     Id(usize),
     /// An open descriptor of something else.
     OtherFd,
+    /// A number that no descriptor has.
+    Closed,
+    /// A directory of control groups, if there is one here.
+    Cgroup,
+    /// A perf event.
+    PerfEvent,
     /// A place in the arena.
     At(usize),
 }
+
+/// Map types whose slots hold objects.
+const OBJECT_MAPS: [u32; 4] = [3, 4, 8, 12];
 
 /// A call.
 #[derive(Clone, Debug)]
@@ -49,13 +59,24 @@ struct Call {
     slots: Vec<(usize, Slot)>,
     /// What the arena holds before, from the keys on.
     keys: Vec<u32>,
+    /// Descriptors that are values in the arena.
+    values: Vec<Slot>,
     seed: u64,
 }
 
 impl Call {
     fn new(cmd: u32, end: usize) -> Self {
         let (block, size) = (vec![0; BLOCK], end as u32);
-        Self { cmd, block, size, slots: Vec::new(), keys: Vec::new(), seed: 0 }
+        let (slots, keys, values) = (Vec::new(), Vec::new(), Vec::new());
+        Self { cmd, block, size, slots, keys, values, seed: 0 }
+    }
+
+    /// Whether the map is one of objects, and so the values are descriptors or ids.
+    fn is_on_objects(&self, types: &[u32]) -> bool {
+        self.slots.iter().any(|(_, slot)| match slot {
+            Slot::Fd(map) => types.get(*map).is_some_and(|ty| OBJECT_MAPS.contains(ty)),
+            _ => false,
+        })
     }
 
     fn u32(&mut self, at: usize, value: u32) {
@@ -82,6 +103,7 @@ impl Call {
     fn map_fd(&mut self, rng: &mut Rng, at: usize, maps: usize) {
         match rng.below(20) {
             0 => self.u32(at, rng.pick(&[u32::MAX, 9999, 0x7fff_ffff])),
+            _ if maps == 0 => {}
             1 => self.slot(at, Slot::OtherFd),
             _ => self.slot(at, Slot::Fd(rng.below(maps as u32) as usize)),
         }
@@ -107,19 +129,27 @@ impl Call {
         }
     }
 
-    fn create(rng: &mut Rng) -> Self {
+    fn create(rng: &mut Rng, maps: usize) -> Self {
         let mut call = Self::new(0, 92);
-        call.u32(0, rng.pick(&[2, 2, 2, 6, 6, 0, 34, 200, u32::MAX]));
+        let map_type = rng.pick(&[2, 2, 2, 2, 6, 6, 6, 12, 12, 12, 8, 3, 4, 0, 34, 200, u32::MAX]);
+        call.u32(0, map_type);
+        if map_type == 12 {
+            call.map_fd(rng, 20, maps);
+        }
         call.u32(4, if rng.percent(95) { 4 } else { rng.pick(&[0, 1, 8]) });
         call.u32(
             8,
             if rng.percent(93) {
-                rng.within(1, VALUE_MAX)
+                match OBJECT_MAPS.contains(&map_type) {
+                    true => 4,
+                    // Few sizes, so that maps are alike.
+                    false => rng.pick(&[4, 4, 8, 3, 12, 17, VALUE_MAX]),
+                }
             } else {
                 rng.pick(&[0, 1 << 31, u32::MAX])
             },
         );
-        call.u32(12, if rng.percent(95) { rng.within(1, 20) } else { 0 });
+        call.u32(12, if rng.percent(95) { rng.pick(&[1, 3, 4, 4, 4, 13, 20]) } else { 0 });
         if rng.percent(30) {
             // Bit 2 needs a node, and bit 16 a token.
             call.u32(
@@ -167,7 +197,8 @@ impl Call {
         call
     }
 
-    fn random(rng: &mut Rng, maps: usize) -> Self {
+    fn random(rng: &mut Rng, types: &[u32]) -> Self {
+        let maps = types.len();
         let cmd = rng
             .pick(&[1, 1, 1, 2, 2, 2, 3, 4, 4, 15, 14, 12, 21, 22, 24, 24, 25, 26, 26, 27, 38, 99]);
         let end = match cmd {
@@ -233,7 +264,23 @@ impl Call {
             _ => {}
         }
         call.damage(rng, end);
+        if matches!(cmd, 2 | 26) && call.is_on_objects(types) {
+            call.values = (0..BATCH_MAX + 2).map(|_| Slot::value(rng, maps)).collect();
+        }
         call
+    }
+}
+
+impl Slot {
+    /// A descriptor to put into a map of objects.
+    fn value(rng: &mut Rng, maps: usize) -> Self {
+        match rng.below(16) {
+            0 => Self::OtherFd,
+            1 => Self::Closed,
+            2 | 3 => Self::Cgroup,
+            4 | 5 => Self::PerfEvent,
+            _ => Self::Fd(rng.below(maps as u32) as usize),
+        }
     }
 }
 
@@ -284,6 +331,8 @@ struct Side<'a> {
     door: &'a dyn Answers,
     maps: Vec<(RawFd, u32)>,
     other: std::fs::File,
+    cgroup: Option<std::fs::File>,
+    perf_event: Option<std::fs::File>,
     arena: Box<[u8]>,
 }
 
@@ -298,11 +347,28 @@ struct Trace {
 impl<'a> Side<'a> {
     fn new(door: &'a dyn Answers) -> std::io::Result<Self> {
         let other = std::fs::File::open("/dev/null")?;
-        Ok(Self { door, maps: Vec::new(), other, arena: vec![0; ARENA].into() })
+        let cgroup = crate::objects::cgroup_root().and_then(|path| File::open(path).ok());
+        let perf_event = crate::sys::perf_event(false).ok().map(File::from);
+        let arena = vec![0; ARENA].into();
+        Ok(Self { door, maps: Vec::new(), other, cgroup, perf_event, arena })
     }
 
-    fn make(&mut self, call: &Call) -> Trace {
+    /// The number that a slot stands for on this side.
+    fn number(&self, slot: Slot) -> u32 {
         use std::os::fd::AsRawFd;
+        let fd = |file: &Option<File>| file.as_ref().map_or(-1, |file| file.as_raw_fd());
+        let fd = match slot {
+            Slot::Fd(map) => self.maps[map].0,
+            Slot::Id(map) => return self.maps[map].1,
+            Slot::OtherFd => self.other.as_raw_fd(),
+            Slot::Cgroup => fd(&self.cgroup),
+            Slot::PerfEvent => fd(&self.perf_event),
+            Slot::Closed | Slot::At(_) => -1,
+        };
+        fd.cast_unsigned()
+    }
+
+    fn make(&mut self, call: &Call, types: &[u32]) -> Trace {
         self.arena.copy_from_slice(&Rng::new(call.seed).bytes(ARENA));
         // An info block has no request for a hash in it, but now and then.
         self.arena[INFO..INFO + 1024].fill(0);
@@ -319,15 +385,17 @@ impl<'a> Side<'a> {
         let start = self.arena.as_mut_ptr().expose_provenance() as u64;
         for &(at, slot) in &call.slots {
             match slot {
-                Slot::Fd(map) => block[at..at + 4].copy_from_slice(&self.maps[map].0.to_ne_bytes()),
-                Slot::Id(map) => block[at..at + 4].copy_from_slice(&self.maps[map].1.to_ne_bytes()),
-                Slot::OtherFd => {
-                    block[at..at + 4].copy_from_slice(&self.other.as_raw_fd().to_ne_bytes());
-                }
                 Slot::At(to) => {
                     block[at..at + 8].copy_from_slice(&(start + to as u64).to_ne_bytes());
                 }
+                other => {
+                    block[at..at + 4].copy_from_slice(&self.number(other).to_ne_bytes());
+                }
             }
+        }
+        for (at, &slot) in call.values.iter().enumerate() {
+            let number = self.number(slot).to_ne_bytes();
+            self.arena[VALUES + at * 4..][..4].copy_from_slice(&number);
         }
         // SAFETY: the addresses are in this side's arena, which is borrowed exclusively; values of `BATCH_MAX`
         // elements with `VALUE_MAX` bytes for each CPU, an info block, a hash and keys fit from where they begin.
@@ -341,6 +409,16 @@ impl<'a> Side<'a> {
             block[4..8].fill(0);
         }
         let mut arena = self.arena.to_vec();
+        if call.is_on_objects(types) {
+            // What was put in, or the maps' ids.
+            arena[VALUES..][..call.values.len() * 4].fill(0);
+            for word in arena[VALUES..INFO].as_chunks_mut::<4>().0 {
+                let id = u32::from_ne_bytes(*word);
+                if let Some(map) = self.maps.iter().position(|&(_, other)| other == id) {
+                    *word = (u32::MAX - map as u32).to_ne_bytes();
+                }
+            }
+        }
         // Ids, and the pointer to the hash.
         arena[INFO + 4..INFO + 8].fill(0);
         arena[INFO + 88..INFO + 96].fill(0);
@@ -348,8 +426,8 @@ impl<'a> Side<'a> {
     }
 
     /// Makes a map of a call, and gives 0 for its descriptor.
-    fn create(&mut self, call: &Call) -> Trace {
-        let mut trace = self.make(call);
+    fn create(&mut self, call: &Call, types: &[u32]) -> Trace {
+        let mut trace = self.make(call, types);
         if trace.result >= 0 {
             self.keep(trace.result as RawFd);
             trace.result = 0;
@@ -359,11 +437,13 @@ impl<'a> Side<'a> {
 
     fn keep(&mut self, fd: RawFd) {
         let mut info = Call::new(15, 16);
+        // Without a request for a hash.
+        info.seed = 1;
         info.u32(4, 104);
         info.slot(8, Slot::At(INFO));
         self.maps.push((fd, 0));
         info.slot(0, Slot::Fd(self.maps.len() - 1));
-        self.make(&info);
+        self.make(&info, &[]);
         if let Some(last) = self.maps.last_mut() {
             last.1 = self.arena[INFO + 4..].first_chunk().map_or(0, |id| u32::from_ne_bytes(*id));
         }
@@ -397,24 +477,35 @@ pub fn compare(kernel: Kernel, seed: u64, count: u64) -> Result<u64, String> {
         let (Some(Ok(mut theirs)), Some(Ok(mut ours))) = (sides.next(), sides.next()) else {
             return Err("/dev/null cannot be opened".into());
         };
+        // The types of maps by their descriptors.
+        let mut types = Vec::new();
         for step in 0..60 {
             let is_create = theirs.maps.is_empty() || rng.percent(15);
             let call = match is_create {
-                true => Call::create(&mut rng),
-                false => Call::random(&mut rng, theirs.maps.len()),
+                true => Call::create(&mut rng, types.len()),
+                false => Call::random(&mut rng, &types),
             };
             let makes_fd = is_create || call.cmd == 14;
             let ask = |side: &mut Side<'_>| match makes_fd {
-                true => side.create(&call),
-                false => side.make(&call),
+                true => side.create(&call, &types),
+                false => side.make(&call, &types),
             };
             let (expected, found) = (ask(&mut theirs), ask(&mut ours));
+            if theirs.maps.len() > types.len() {
+                let same = theirs.maps.iter().position(|map| map.1 == theirs.maps[types.len()].1);
+                let made = call.block.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+                types.push(same.and_then(|map| types.get(map).copied()).unwrap_or(made));
+            }
             if expected != found {
                 let at = expected.arena.iter().zip(&found.arena).position(|(a, b)| a != b);
+                let from = |trace: &Trace| {
+                    at.map(|at| trace.arena[at & !3..].iter().take(16).copied().collect::<Vec<_>>())
+                };
+                let bytes = (from(&expected), from(&found));
                 let block = expected.block.iter().zip(&found.block).position(|(a, b)| a != b);
                 return Err(format!(
                     "seed {seed}, call {step}: {call:?}\nkernel: {}\nours: {}\nfirst byte that differs: {at:?} of the \
-                     arena, {block:?} of the block",
+                     arena, {block:?} of the block\narena from there: {bytes:?}",
                     expected.result, found.result
                 ));
             }

@@ -5,13 +5,14 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bpfarray_core::Errno;
 
 use crate::attr::Attr;
 use crate::command;
 use crate::file::{FdSet, Files, INTERNAL, NotOurs, Object, OpenMap};
+use crate::listing::Listing;
 use crate::root::{Locked, Root};
 use crate::user::{UserAddr, UserMemory};
 
@@ -26,6 +27,7 @@ use crate::user::{UserAddr, UserMemory};
 #[derive(Debug)]
 pub struct Kernel {
     pub(crate) root: Root,
+    pub(crate) listing: Arc<Listing>,
     pub(crate) user: UserMemory,
     /// Held while the directory is locked. Whoever needs both takes it before `files`.
     turn: Mutex<()>,
@@ -40,6 +42,12 @@ impl std::fmt::Debug for Files {
     }
 }
 
+impl std::fmt::Debug for Listing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listing")
+    }
+}
+
 impl std::fmt::Debug for FdSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.within(0, u32::MAX)).finish()
@@ -50,7 +58,8 @@ impl Kernel {
     /// Over the objects in a root directory.
     pub fn new(root: Root) -> Self {
         let (turn, files) = (Mutex::default(), RwLock::default());
-        Self { root, user: UserMemory::new(), turn, files, remembered: FdSet::new() }
+        let listing = Listing::new(&root);
+        Self { root, listing, user: UserMemory::new(), turn, files, remembered: FdSet::new() }
     }
 
     /// The root directory.
@@ -113,7 +122,7 @@ impl Kernel {
 
     fn resolve(&self, fd: RawFd) -> Result<Object, NotOurs> {
         let mut files = self.files_mut();
-        let object = files.resolve(&self.root, fd)?;
+        let object = files.resolve(&self.root, &self.listing, fd)?;
         self.remember(&mut files, fd, &object);
         Ok(object)
     }

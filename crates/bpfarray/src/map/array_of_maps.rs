@@ -5,7 +5,6 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use bpfarray_core::btf::SpecialFields;
-use bpfarray_core::map::Kind;
 use bpfarray_core::map::array_of_maps::{InnerError, meta_equal};
 use bpfarray_core::{Errno, Layout};
 
@@ -113,13 +112,14 @@ impl MapArray {
         &self.fields
     }
 
+    /// Whether a map may be put into a slot.
+    pub(crate) fn check(&self, map: &MapRef) -> Result<(), InnerError> {
+        meta_equal((&self.template, &self.fields), (map.layout(), map.special_fields()))
+    }
+
     /// Puts a map into a slot.
     pub(crate) fn insert(self: &Arc<Self>, index: u32, map: MapRef) -> Result<(), InnerError> {
-        meta_equal((&self.template, &self.fields), (map.layout(), map.special_fields()))?;
-        // A program claims the lanes of its shared maps before it runs, and cannot know of this one.
-        if map.inner.gate.file().is_some() && map.layout().kind() == Kind::PercpuArray {
-            return Err(InnerError::Unsupported);
-        }
+        self.check(&map)?;
         let mut writer = lock(&self.writer);
         let uses = writer.uses.entry(map.addr()).or_insert(0);
         *uses += 1;
@@ -147,6 +147,13 @@ impl MapArray {
     fn publish(&self, index: u32, addr: u64) {
         let stored = self.addresses.store_release(index as usize * ADDRESS, ADDRESS, addr);
         debug_assert!(stored.is_ok(), "the rules let no index past the end through");
+    }
+
+    /// All maps that are in slots, and some that were until a moment ago.
+    pub(crate) fn maps(&self) -> Vec<MapRef> {
+        let writer = lock(&self.writer);
+        let areas = writer.ranges.iter().filter(|(place, _)| matches!(place, Place::Area(_)));
+        areas.map(|(_, (_, map))| map.clone()).collect()
     }
 
     /// One slot less in which a map is, or was.
