@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bpfarray::Directory;
 use bpfarray_core::Errno;
 
 use crate::attr::Attr;
@@ -65,6 +66,12 @@ impl Kernel {
     /// The root directory.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// What the slots of maps in the root directory refer to, for a host that opens such maps itself, with
+    /// [`Map::open_in`](bpfarray::Map::open_in), and runs programs on them.
+    pub fn directory(&self) -> Arc<dyn Directory> {
+        self.listing.clone()
     }
 
     /// Does what `bpf(cmd, attr, size)` does, with `attr` the address of an attribute block of `size` bytes. Gives a descriptor,

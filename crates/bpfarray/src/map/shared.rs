@@ -110,7 +110,8 @@ impl MapRef {
     /// A program that runs meanwhile finds the old object or the new one.
     pub fn refresh_slots(&self) -> io::Result<()> {
         let Some(shared) = &self.inner.shared else { return Ok(()) };
-        let is_new = |now: u64| now % 2 != 0 || shared.seen.load(Ordering::Relaxed) != now;
+        let is_new =
+            |now: u64| !now.is_multiple_of(2) || shared.seen.load(Ordering::Relaxed) != now;
         if is_new(shared.file.slot_changes()) {
             let mut held = lock(&shared.held);
             let now = shared.file.slot_changes();

@@ -1,9 +1,8 @@
 //! Creating maps.
 
 use std::fs;
-use std::sync::Arc;
 
-use bpfarray::{Directory, HandleMode, Map, online_nodes};
+use bpfarray::{HandleMode, Map, online_nodes};
 use bpfarray_core::Errno;
 use bpfarray_core::attr::{CreateError, Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType};
 use bpfarray_core::btf::Btf;
@@ -83,8 +82,7 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     let mode = HandleMode::of(map.map_flags);
     let id = locked.next_id(Kind::Map)?;
     let path = kernel.root.object(Kind::Map, id);
-    let directory: Arc<dyn Directory> = kernel.listing.clone();
-    let created = Map::create_in(&directory, &path, id, &map, bytes, inner?.as_ref());
+    let created = Map::create_in(&kernel.directory(), &path, id, &map, bytes, inner?.as_ref());
     let created = created.map_err(|error| no_memory(error.errno()))?;
     let opened = btf.map_or(Ok(()), |btf| locked.keep_btf(id, btf.id)).and_then(|()| {
         let file = locked.open_new(Kind::Map, id, mode)?;
