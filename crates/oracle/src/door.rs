@@ -397,6 +397,7 @@ impl<'a> Side<'a> {
             let number = self.number(slot).to_ne_bytes();
             self.arena[VALUES + at * 4..][..4].copy_from_slice(&number);
         }
+        let before = self.arena.to_vec();
         // SAFETY: the addresses are in this side's arena, which is borrowed exclusively; values of `BATCH_MAX`
         // elements with `VALUE_MAX` bytes for each CPU, an info block, a hash and keys fit from where they begin.
         let result = unsafe { self.door.bpf(call.cmd, &mut block, call.size) };
@@ -412,9 +413,11 @@ impl<'a> Side<'a> {
         if call.is_on_objects(types) {
             // What was put in, or the maps' ids.
             arena[VALUES..][..call.values.len() * 4].fill(0);
-            for word in arena[VALUES..INFO].as_chunks_mut::<4>().0 {
+            let words = arena[VALUES..INFO].as_chunks_mut::<4>().0;
+            for (word, before) in words.iter_mut().zip(before[VALUES..].as_chunks::<4>().0) {
                 let id = u32::from_ne_bytes(*word);
-                if let Some(map) = self.maps.iter().position(|&(_, other)| other == id) {
+                let map = self.maps.iter().position(|&(_, other)| other == id);
+                if let Some(map) = map.filter(|_| word != before) {
                     *word = (u32::MAX - map as u32).to_ne_bytes();
                 }
             }

@@ -21,6 +21,8 @@ pub(crate) const FROZEN_OFFSET: usize = 2048;
 pub(crate) const GENERATION_OFFSET: usize = 2056;
 /// Offset of `slot_changes`, a `u64` that changes with what is in slots, and is odd while it does.
 pub(crate) const SLOT_CHANGES_OFFSET: usize = 2064;
+/// Offset of `owner`, a `u64`: what the programs of a PROG_ARRAY have in common, or 0 before the first.
+pub(crate) const OWNER_OFFSET: usize = 2072;
 
 /// Bytes from one lane to the next: processors fetch cache lines in pairs.
 pub(crate) const LANE_STRIDE: u64 = 128;
@@ -352,6 +354,44 @@ mod tests {
         Header::of(&shape(map_type), CPUS)
     }
 
+    const OBJECT_MAPS: [MapType; 4] = [
+        MapType::PROG_ARRAY,
+        MapType::PERF_EVENT_ARRAY,
+        MapType::CGROUP_ARRAY,
+        MapType::ARRAY_OF_MAPS,
+    ];
+
+    /// The template of an ARRAY_OF_MAPS.
+    fn template(map_type: MapType) -> Option<Template> {
+        let inner = shape(MapType::ARRAY);
+        let template = Template { attr: inner.attr, layout: inner.layout };
+        (map_type == MapType::ARRAY_OF_MAPS).then_some(template)
+    }
+
+    fn shape_of_objects(map_type: MapType) -> Shape {
+        let attr = MapAttr { map_type, value_size: 4, ..shape(MapType::ARRAY).attr };
+        Shape::of(&attr, CPUS, 0, template(map_type)).unwrap()
+    }
+
+    #[test]
+    fn a_map_of_objects_has_a_slot_of_eight_bytes_for_each() {
+        for map_type in OBJECT_MAPS {
+            let shape = shape_of_objects(map_type);
+            let Geometry { values_len, cpu_stride, lanes_offset, .. } = shape.geometry;
+            assert_eq!((values_len, cpu_stride, lanes_offset), (1024 * 8, 0, 4096 + 8192));
+            let header = Header::of(&shape, CPUS).with_id(7);
+            let len = shape.geometry.file_len;
+            let found = header.check(len, CPUS, template(map_type)).unwrap();
+            assert_eq!((found.layout, found.geometry, found.id), (shape.layout, shape.geometry, 7));
+            let other = header.check(len, CPUS, None);
+            assert_eq!(
+                other.is_err(),
+                header.has_template(),
+                "an ARRAY_OF_MAPS needs its template"
+            );
+        }
+    }
+
     #[test]
     fn fields_are_where_the_format_says() {
         let bytes = header(MapType::ARRAY);
@@ -451,24 +491,26 @@ mod tests {
 
     #[test]
     fn whatever_a_believed_header_says_lies_inside_the_file() {
-        for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY] {
-            let len = shape(map_type).geometry.file_len;
+        let values = [MapType::ARRAY, MapType::PERCPU_ARRAY].map(shape);
+        for shape in values.into_iter().chain(OBJECT_MAPS.map(shape_of_objects)) {
+            let len = shape.geometry.file_len;
+            let template = template(shape.attr.map_type);
             let mut believed = 0;
             for at in 0..size_of::<Header>() {
                 for flip in 1..=u8::MAX {
-                    let mut header = header(map_type);
+                    let mut header = Header::of(&shape, CPUS);
                     header.as_mut_bytes()[at] ^= flip;
                     header.checksum = header.sum().into();
-                    let Ok(Shape { layout, geometry, .. }) = header.check(len, CPUS, None) else {
+                    let Ok(Shape { layout, geometry, .. }) = header.check(len, CPUS, template)
+                    else {
                         continue;
                     };
                     believed += 1;
-                    assert!(!layout.kind().holds_objects());
-                    let values_end = if layout.kind() == Kind::Array {
-                        PAGE + layout.payload_len()
-                    } else {
+                    let values_end = if layout.kind() == Kind::PercpuArray {
                         assert!(layout.window_len() <= geometry.cpu_stride);
                         geometry.cpu_offset(CPUS)
+                    } else {
+                        PAGE + layout.payload_len()
                     };
                     assert!(values_end <= geometry.lanes_offset);
                     let lanes_end = geometry.lanes_offset + geometry.lanes_len;

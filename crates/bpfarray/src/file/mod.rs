@@ -10,6 +10,7 @@ mod lanes;
 mod lock;
 mod mapping;
 mod open;
+mod owner;
 mod seat;
 mod set;
 mod sigbus;

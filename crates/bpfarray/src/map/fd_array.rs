@@ -105,8 +105,8 @@ impl Map {
                 maps.check(map)?;
                 map.listed_id().map(u64::from).ok_or(UpdateError::ObjectKind)
             }
-            (Contents::Programs(programs), Object::Program(program)) => {
-                programs.claim(&program.owner())?;
+            (Contents::Programs(_), Object::Program(program)) => {
+                self.claim_owner(&program.owner())?;
                 Ok(program.id().into())
             }
             (Contents::Cgroups(_), Object::Cgroup(cgroup)) => Ok(cgroup.id()),

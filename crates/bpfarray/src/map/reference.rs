@@ -202,6 +202,8 @@ impl MapRef {
             Contents::Events(events) if !self.map_flags().contains(MapFlags::PRESERVE_ELEMS) => {
                 events.clear_where(|event| event.file == file);
             }
+            // Other processes may be users, too. Whoever looks for what nobody refers to finds that none is left.
+            Contents::Programs(_) if self.has_shared_slots() => return,
             Contents::Programs(programs) if last => programs.clear(),
             Contents::Array if last => self.inner.last_user_left(),
             Contents::Array
@@ -326,6 +328,9 @@ impl MapRef {
     /// other maps.
     #[doc(alias = "bpf_map_owner")]
     pub fn owner(&self) -> Option<Owner> {
+        if let Some(shared) = &self.inner.shared {
+            return shared.file().owner();
+        }
         match &self.inner.contents {
             Contents::Programs(programs) => programs.owner(),
             Contents::Array
@@ -346,6 +351,12 @@ impl MapRef {
     /// `bpf_prog_map_compatible`
     #[doc(alias = "bpf_prog_map_compatible")]
     pub fn claim_owner(&self, program: &Owner) -> Result<(), OwnerError> {
+        if let Some(shared) = &self.inner.shared
+            && shared.kind() == Kind::ProgArray
+        {
+            shared.file().claim_owner(program)?;
+        }
+        // Programs of this process rely on their own table, whatever others write to the file.
         match &self.inner.contents {
             Contents::Programs(programs) => programs.claim(program),
             Contents::Array

@@ -45,9 +45,17 @@ impl SharedSlots {
         self.file.slot(index)
     }
 
+    pub(super) fn kind(&self) -> Kind {
+        self.file.kind()
+    }
+
+    pub(super) fn file(&self) -> &MapFile {
+        &self.file
+    }
+
     /// Whether something is in a slot. Events go with the open file through which they came, unless they are to be kept.
     pub(super) fn is_filled(&self, index: u32, flags: MapFlags) -> bool {
-        match self.file.kind() {
+        match self.kind() {
             Kind::PerfEventArray if !flags.contains(MapFlags::PRESERVE_ELEMS) => {
                 self.file.is_claimed(index)
             }
@@ -84,7 +92,7 @@ impl Map {
         let write = self.inner.gate.enter();
         self.check_update(&write, flags)?;
         let shared = self.inner.shared.as_ref();
-        let shared = shared.filter(|shared| shared.file.kind() == Kind::PerfEventArray);
+        let shared = shared.filter(|shared| shared.kind() == Kind::PerfEventArray);
         let shared = shared.ok_or(UpdateError::ObjectKind)?;
         let index = fd_array::update_elem(self.layout(), index, flags)?;
         shared.file.claim_slot(index, owner).map_err(|_| UpdateError::BadDescriptor)
