@@ -245,5 +245,6 @@ fn a_run_holds_the_lanes_of_per_cpu_maps_in_slots() {
     // Freezing waits for all lanes of the file, and refuses to wait for one of its own thread.
     assert_eq!(freeze(), Err(Errno::EBUSY));
     outer.delete_elem(0).unwrap();
+    bpfarray::rcu::barrier().unwrap();
     assert_eq!(freeze(), Ok(()), "it is in no slot any more");
 }

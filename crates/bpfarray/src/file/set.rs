@@ -73,10 +73,8 @@ impl SharedLanes {
         for map in &self.slots {
             // A program finds what was there before; the next run tries again.
             let _ = map.refresh_slots();
-            if let Contents::Maps(maps) = &map.inner.contents
-                && has_percpu_maps(map)
-            {
-                files.extend(maps.maps().iter().filter_map(percpu_file));
+            if let Contents::Maps(maps) = &map.inner.contents {
+                files.extend(maps.percpu_files().iter().filter_map(percpu_file));
             }
         }
         run_in(&in_order(files), lane.cpu(), body)

@@ -1,10 +1,11 @@
 //! The slots of an ARRAY_OF_MAPS, and the way from an address back to the map in which it is.
 
 use std::collections::HashMap;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use bpfarray_core::btf::SpecialFields;
+use bpfarray_core::map::Kind;
 use bpfarray_core::map::array_of_maps::{InnerError, meta_equal};
 use bpfarray_core::{Errno, Layout};
 
@@ -25,6 +26,8 @@ pub(crate) struct MapArray {
     slots: Slots<Held>,
     /// One slot, with the version that readers search.
     ranges: Slots<Ranges>,
+    /// How many of the maps are PERCPU_ARRAYs in files.
+    percpu_files: AtomicU64,
     writer: Mutex<Writer>,
 }
 
@@ -85,6 +88,10 @@ fn ranges(map: &MapRef) -> impl Iterator<Item = (Place, u64)> {
         .map(|(start, len)| (start, len as u64))
 }
 
+fn is_percpu_file(map: &MapRef) -> bool {
+    map.layout().kind() == Kind::PercpuArray && map.inner.gate.file().is_some()
+}
+
 impl MapArray {
     /// Slots for as many maps of the shape of `template` as there is room for addresses.
     pub(crate) fn new(
@@ -100,6 +107,7 @@ impl MapArray {
             addresses,
             slots: Slots::new(len)?,
             ranges: Slots::new(1)?,
+            percpu_files: AtomicU64::new(0),
             writer: Mutex::new(writer),
         }))
     }
@@ -128,6 +136,7 @@ impl MapArray {
                 writer.ranges.insert(start, (len, map.clone()));
             }
             self.ranges.replace(0, Some(writer.ranges.clone()));
+            self.percpu_files.fetch_add(is_percpu_file(&map).into(), Ordering::Relaxed);
         }
         let addr = map.addr();
         // After the ranges: see `map_at`.
@@ -156,6 +165,14 @@ impl MapArray {
         areas.map(|(_, (_, map))| map.clone()).collect()
     }
 
+    /// The PERCPU_ARRAYs among them whose values are in files.
+    pub(crate) fn percpu_files(&self) -> Vec<MapRef> {
+        if self.percpu_files.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        self.maps().into_iter().filter(is_percpu_file).collect()
+    }
+
     /// One slot less in which a map is, or was.
     fn forget(&self, map: &MapRef) {
         let mut writer = lock(&self.writer);
@@ -167,6 +184,7 @@ impl MapArray {
                 writer.ranges.remove(start);
             }
             self.ranges.replace(0, Some(writer.ranges.clone()));
+            self.percpu_files.fetch_sub(is_percpu_file(map).into(), Ordering::Relaxed);
         }
     }
 
