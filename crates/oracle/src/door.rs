@@ -47,8 +47,38 @@ enum Slot {
     At(usize),
 }
 
+const PERF_EVENT_ARRAY: u32 = 4;
+const CGROUP_ARRAY: u32 = 8;
+const ARRAY_OF_MAPS: u32 = 12;
+
 /// Map types whose slots hold objects.
-const OBJECT_MAPS: [u32; 4] = [3, 4, 8, 12];
+const OBJECT_MAPS: [u32; 4] = [3, PERF_EVENT_ARRAY, CGROUP_ARRAY, ARRAY_OF_MAPS];
+
+/// What a map was made from: type, sizes and flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Made {
+    shape: [u32; 5],
+    /// The map that was named as the inner one.
+    inner: Option<usize>,
+}
+
+impl Made {
+    fn of(call: &Call) -> Self {
+        let word = |at: usize| {
+            call.block[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+        };
+        let inner = call.slots.iter().find_map(|(at, slot)| match slot {
+            Slot::Fd(map) if *at == 20 => Some(*map),
+            _ => None,
+        });
+        // Without the flags of a descriptor.
+        Self { shape: [word(0), word(4), word(8), word(12), word(16) & !0x18], inner }
+    }
+
+    fn holds_objects(&self) -> bool {
+        OBJECT_MAPS.contains(&self.shape[0])
+    }
+}
 
 /// A call.
 #[derive(Clone, Debug)]
@@ -72,10 +102,15 @@ impl Call {
     }
 
     /// Whether the map is one of objects, and so the values are descriptors or ids.
-    fn is_on_objects(&self, types: &[u32]) -> bool {
-        self.slots.iter().any(|(_, slot)| match slot {
-            Slot::Fd(map) => types.get(*map).is_some_and(|ty| OBJECT_MAPS.contains(ty)),
-            _ => false,
+    fn is_on_objects(&self, made: &[Made]) -> bool {
+        self.map(made).is_some_and(Made::holds_objects)
+    }
+
+    /// The map that the call is about.
+    fn map<'a>(&self, made: &'a [Made]) -> Option<&'a Made> {
+        self.slots.iter().find_map(|(_, slot)| match slot {
+            Slot::Fd(map) => made.get(*map),
+            _ => None,
         })
     }
 
@@ -197,8 +232,8 @@ impl Call {
         call
     }
 
-    fn random(rng: &mut Rng, types: &[u32]) -> Self {
-        let maps = types.len();
+    fn random(rng: &mut Rng, made: &[Made]) -> Self {
+        let maps = made.len();
         let cmd = rng
             .pick(&[1, 1, 1, 2, 2, 2, 3, 4, 4, 15, 14, 12, 21, 22, 24, 24, 25, 26, 26, 27, 38, 99]);
         let end = match cmd {
@@ -264,22 +299,39 @@ impl Call {
             _ => {}
         }
         call.damage(rng, end);
-        if matches!(cmd, 2 | 26) && call.is_on_objects(types) {
-            call.values = (0..BATCH_MAX + 2).map(|_| Slot::value(rng, maps)).collect();
+        let map = call.map(made).filter(|map| map.holds_objects());
+        if let Some(map) = map {
+            if matches!(cmd, 2 | 26) {
+                call.values = (0..BATCH_MAX + 2).map(|_| Slot::value(rng, map, made)).collect();
+            }
+            // Often a slot that may have been filled.
+            if rng.percent(80) {
+                let most = map.shape[3].saturating_sub(1);
+                call.keys.iter_mut().for_each(|key| *key = (*key).min(most));
+            }
         }
         call
     }
 }
 
 impl Slot {
-    /// A descriptor to put into a map of objects.
-    fn value(rng: &mut Rng, maps: usize) -> Self {
-        match rng.below(16) {
-            0 => Self::OtherFd,
-            1 => Self::Closed,
-            2 | 3 => Self::Cgroup,
-            4 | 5 => Self::PerfEvent,
-            _ => Self::Fd(rng.below(maps as u32) as usize),
+    /// A descriptor to put into a map of objects, most often one that it takes.
+    fn value(rng: &mut Rng, map: &Made, made: &[Made]) -> Self {
+        let any = rng.below(made.len() as u32) as usize;
+        match (rng.below(16), map.shape[0]) {
+            (0, _) => Self::OtherFd,
+            (1, _) => Self::Closed,
+            (2, _) => Self::Cgroup,
+            (3, _) => Self::PerfEvent,
+            (4.., CGROUP_ARRAY) => Self::Cgroup,
+            (4.., PERF_EVENT_ARRAY) => Self::PerfEvent,
+            (5.., ARRAY_OF_MAPS) => {
+                let template = map.inner.and_then(|inner| made.get(inner));
+                let fits =
+                    |at: &usize| template.is_some_and(|inner| inner.shape == made[*at].shape);
+                Self::Fd((any..made.len()).chain(0..any).find(fits).unwrap_or(any))
+            }
+            _ => Self::Fd(any),
         }
     }
 }
@@ -368,7 +420,7 @@ impl<'a> Side<'a> {
         fd.cast_unsigned()
     }
 
-    fn make(&mut self, call: &Call, types: &[u32]) -> Trace {
+    fn make(&mut self, call: &Call, made: &[Made]) -> Trace {
         self.arena.copy_from_slice(&Rng::new(call.seed).bytes(ARENA));
         // An info block has no request for a hash in it, but now and then.
         self.arena[INFO..INFO + 1024].fill(0);
@@ -410,14 +462,16 @@ impl<'a> Side<'a> {
             block[4..8].fill(0);
         }
         let mut arena = self.arena.to_vec();
-        if call.is_on_objects(types) {
-            // What was put in, or the maps' ids.
+        if call.is_on_objects(made) {
+            // Descriptors that were put in.
             arena[VALUES..][..call.values.len() * 4].fill(0);
             let words = arena[VALUES..INFO].as_chunks_mut::<4>().0;
-            for (word, before) in words.iter_mut().zip(before[VALUES..].as_chunks::<4>().0) {
+            let before = before[VALUES..].as_chunks::<4>().0;
+            let is_lookup = matches!(call.cmd, 1 | 24);
+            for (word, _) in words.iter_mut().zip(before).filter(|(a, b)| is_lookup && a != b) {
+                // The id of a map that was found.
                 let id = u32::from_ne_bytes(*word);
-                let map = self.maps.iter().position(|&(_, other)| other == id);
-                if let Some(map) = map.filter(|_| word != before) {
+                if let Some(map) = self.maps.iter().position(|&(_, other)| other == id) {
                     *word = (u32::MAX - map as u32).to_ne_bytes();
                 }
             }
@@ -429,8 +483,8 @@ impl<'a> Side<'a> {
     }
 
     /// Makes a map of a call, and gives 0 for its descriptor.
-    fn create(&mut self, call: &Call, types: &[u32]) -> Trace {
-        let mut trace = self.make(call, types);
+    fn create(&mut self, call: &Call, made: &[Made]) -> Trace {
+        let mut trace = self.make(call, made);
         if trace.result >= 0 {
             self.keep(trace.result as RawFd);
             trace.result = 0;
@@ -480,24 +534,24 @@ pub fn compare(kernel: Kernel, seed: u64, count: u64) -> Result<u64, String> {
         let (Some(Ok(mut theirs)), Some(Ok(mut ours))) = (sides.next(), sides.next()) else {
             return Err("/dev/null cannot be opened".into());
         };
-        // The types of maps by their descriptors.
-        let mut types = Vec::new();
+        let mut made: Vec<Made> = Vec::new();
         for step in 0..60 {
             let is_create = theirs.maps.is_empty() || rng.percent(15);
             let call = match is_create {
-                true => Call::create(&mut rng, types.len()),
-                false => Call::random(&mut rng, &types),
+                true => Call::create(&mut rng, made.len()),
+                false => Call::random(&mut rng, &made),
             };
             let makes_fd = is_create || call.cmd == 14;
             let ask = |side: &mut Side<'_>| match makes_fd {
-                true => side.create(&call, &types),
-                false => side.make(&call, &types),
+                true => side.create(&call, &made),
+                false => side.make(&call, &made),
             };
             let (expected, found) = (ask(&mut theirs), ask(&mut ours));
-            if theirs.maps.len() > types.len() {
-                let same = theirs.maps.iter().position(|map| map.1 == theirs.maps[types.len()].1);
-                let made = call.block.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-                types.push(same.and_then(|map| types.get(map).copied()).unwrap_or(made));
+            if let Some(new) = theirs.maps.get(made.len()) {
+                // One that was found by its id is one of the others.
+                let same = theirs.maps.iter().position(|map| map.1 == new.1);
+                let same = same.and_then(|map| made.get(map).copied());
+                made.push(same.unwrap_or_else(|| Made::of(&call)));
             }
             if expected != found {
                 let at = expected.arena.iter().zip(&found.arena).position(|(a, b)| a != b);
