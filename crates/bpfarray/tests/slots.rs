@@ -16,7 +16,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use bpfarray::attr::MapType;
+use bpfarray::attr::{Creator, MapAttr, MapType};
+use bpfarray::btf::{self, Btf};
 use bpfarray::{
     Directory, Errno, FileError, HandleMode, Kind, Lane, Map, MapRef, Object, Owner, ProgramObject,
     SharedLanes, slots_of_file,
@@ -188,6 +189,34 @@ fn whatever_others_write_into_slots_is_an_empty_slot_or_an_object_that_fits() {
         write_slot(&listing, 3, 4, id);
         assert_eq!(address(), fits.then(|| inner.addr()), "{id}");
     }
+}
+
+#[test]
+fn the_file_knows_the_special_fields_of_the_maps_that_fit() {
+    let bytes = include_bytes!("../../../testdata/btf/fields.btf");
+    let btf = Btf::parse(bytes).unwrap();
+    let plain = attr(MapType::ARRAY, 16, 5);
+    let locked = MapAttr {
+        btf_key_type_id: btf.find_by_name("int", btf::Kind::Int).unwrap(),
+        btf_value_type_id: btf.find_by_name("locked", btf::Kind::Struct).unwrap(),
+        ..plain
+    };
+    let listing = Listing::new();
+    let create = |id, attr: &MapAttr, btf: &[u8]| {
+        Map::create_in(&listing.directory(), listing.path(id), id, attr, btf, None).unwrap()
+    };
+    let (with, without) = (create(1, &locked, bytes), create(2, &plain, &[]));
+    drop(listing.create(3, MapType::ARRAY_OF_MAPS, Some(&with)));
+    let outer = listing.open(3);
+    assert_eq!(outer.inner_fields(), Some(with.special_fields()));
+    let put = |map: &Map| outer.update_object(0, &Object::Map(map.to_ref()), 0);
+    assert_eq!(put(&with), Ok(()));
+    assert_eq!(put(&without).unwrap_err().errno(), Errno::EINVAL);
+    let private = Map::create_as(&locked, &Creator { btf: Some(&btf), ..Creator::default() });
+    let (directory, path) = (listing.directory(), listing.path(4));
+    let outer = attr(MapType::ARRAY_OF_MAPS, 4, 5);
+    let error = Map::create_in(&directory, path, 4, &outer, &[], Some(&private.unwrap()));
+    assert!(matches!(error, Err(FileError::Private)), "its BTF is nowhere");
 }
 
 #[test]
