@@ -36,6 +36,8 @@ const BTF_MAX_SIZE: u64 = 16 << 20;
 
 struct OpenFile {
     key: (u64, u64),
+    /// Who opened it: what a process has from its parent it must not use.
+    process: u32,
     read_only: bool,
     map: Weak<Inner>,
 }
@@ -306,14 +308,15 @@ fn adopt(
     }
     let key = (metadata.dev(), metadata.ino());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    open.retain(|other| other.map.strong_count() > 0);
+    let process = std::process::id();
+    open.retain(|other| other.map.strong_count() > 0 && other.process == process);
     let same = open.iter().find(|other| other.key == key && other.read_only == read_only);
     if let Some(inner) = same.and_then(|other| other.map.upgrade()) {
         return Ok(MapRef { inner }.with_mode(mode));
     }
     let shape = read_shape(path, &file, metadata.len())?;
     let map = map_file(path, Arc::new(file), key, read_only, &shape, directory)?;
-    open.push(OpenFile { key, read_only, map: Arc::downgrade(&map.inner) });
+    open.push(OpenFile { key, process, read_only, map: Arc::downgrade(&map.inner) });
     Ok(map.with_mode(mode))
 }
 
