@@ -24,8 +24,8 @@ pub struct Cgroup {
 
 #[derive(Debug)]
 struct Inner {
-    /// Keeps the number of the directory from being used again.
-    _dir: OwnedFd,
+    /// Keeps the control group, as the kernel does for a map.
+    _dir: Option<OwnedFd>,
     /// The directory's number, which is the id of the control group.
     id: u64,
     /// The directory on which the hierarchy is mounted.
@@ -80,13 +80,38 @@ impl Cgroup {
             return Err(CgroupError::NotCgroup2);
         }
         let (mount_root, mount_point) = mount_of(&dir)?;
+        Self::new(stat.st_ino, Some(dir), mount_root, &mount_point)
+    }
+
+    /// The control group with this id, whether or not it is still there: ids are not used again. It can be told who is in
+    /// it as far as it is under a place where a cgroup v2 file system is mounted.
+    ///
+    /// # Errors
+    /// [`CgroupError::Open`]; [`CgroupError::NotCgroup2`] if none is mounted.
+    pub fn from_id(id: u64) -> Result<Self, CgroupError> {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        // The one that shows most of the hierarchy.
+        let found = mounts
+            .lines()
+            .filter(|line| line.split(" - ").nth(1).is_some_and(|fs| fs.starts_with("cgroup2 ")))
+            .filter_map(paths_of_mount)
+            .min_by_key(|(root, _)| root.as_os_str().len());
+        let (mount_root, mount_point) = found.ok_or(CgroupError::NotCgroup2)?;
+        Self::new(id, None, mount_root, &mount_point)
+    }
+
+    fn new(
+        id: u64,
+        dir: Option<OwnedFd>,
+        mount_root: PathBuf,
+        mount_point: &Path,
+    ) -> Result<Self, CgroupError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mount_point = open(&mount_point, flags, Mode::empty()).map_err(io::Error::from)?;
+        let mount_point = open(mount_point, flags, Mode::empty()).map_err(io::Error::from)?;
         if !is_cgroup2(&mount_point)? {
             return Err(CgroupError::NotCgroup2);
         }
-        let inner = Inner { _dir: dir, id: stat.st_ino, mount_point, mount_root };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(Inner { _dir: dir, id, mount_point, mount_root }) })
     }
 
     /// The control group's id.
@@ -136,15 +161,15 @@ fn mount_of(file: impl AsFd) -> Result<(PathBuf, PathBuf), CgroupError> {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     mounts
         .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let id = fields.next()?;
-            let mut paths = fields.skip(2).map(unescape);
-            (Some(id) == mount_id).then_some(())?;
-            Some((paths.next()?.into(), paths.next()?.into()))
-        })
-        .next()
+        .find(|line| line.split(' ').next() == mount_id)
+        .and_then(paths_of_mount)
         .ok_or(CgroupError::NotCgroup2)
+}
+
+/// Which path of a file system a line of `mountinfo` says is mounted, and where.
+fn paths_of_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
+    let mut paths = line.split(' ').skip(3).map(unescape);
+    Some((paths.next()?.into(), paths.next()?.into()))
 }
 
 /// A path as `mountinfo` writes it, with blanks and the like as three octal digits.
@@ -229,6 +254,20 @@ pub(crate) mod tests {
         assert!(group.holds(&path) && group.holds(&path.join("below")));
         assert!(!group.holds(&group.inner.mount_root));
         assert!(!group.holds(Path::new(&format!("{}b", path.display()))));
+    }
+
+    #[test]
+    fn an_id_alone_tells_who_is_in_a_group() {
+        let (Some(root), Some(child)) = (hierarchy(), Child::new("id")) else { return };
+        let root = Cgroup::open(root).unwrap();
+        let again = Cgroup::from_id(root.id()).unwrap();
+        assert_eq!(again.holds_current_task().unwrap(), root.holds_current_task().unwrap());
+        let group = Cgroup::open(&child.0).unwrap();
+        let again = Cgroup::from_id(group.id()).unwrap();
+        let path = again.inner.mount_root.join(child.0.file_name().unwrap());
+        assert!(again.holds(&path) && !again.holds_current_task().unwrap());
+        fs::remove_dir(&child.0).unwrap();
+        assert!(!again.holds(&path));
     }
 
     #[test]

@@ -28,6 +28,11 @@ impl<K: Ord + Copy, V: Clone> Index<K, V> {
         chunk.get(chunk.partition_point(|&(other, _)| other <= key).checked_sub(1)?)
     }
 
+    /// All entries in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(K, V)> {
+        self.chunks.iter().flat_map(|(_, chunk)| chunk.iter())
+    }
+
     /// The chunk in which the key is, or would be.
     fn chunk_of(&self, key: K) -> usize {
         self.chunks.partition_point(|&(first, _)| first <= key).saturating_sub(1)
@@ -104,8 +109,7 @@ mod tests {
             let wanted = expected.range(..=key).next_back().map(|(&key, &value)| (key, value));
             assert_eq!(index.last_up_to(key).copied(), wanted, "round {round}");
         }
-        let entries = index.chunks.iter().flat_map(|(_, chunk)| chunk.iter().copied());
-        assert!(entries.eq(expected.into_iter()));
+        assert!(index.iter().copied().eq(expected.into_iter()));
     }
 
     #[test]

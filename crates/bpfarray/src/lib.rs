@@ -27,6 +27,7 @@ mod area;
 mod array;
 mod cgroup;
 mod cpu;
+mod directory;
 mod element;
 mod fields;
 mod file;
@@ -64,11 +65,12 @@ pub use array::Array;
 pub use bpfarray_core::map::mmap::MmapError;
 pub use cgroup::{Cgroup, CgroupError};
 pub use cpu::possible_cpus;
+pub use directory::Directory;
 pub use element::{Element, Integer, ShapeError};
 pub use fields::{
     ElementField, ElementLock, Kptr, KptrError, TimerCallback, TimerError, TimerStart,
 };
-pub use file::{FileError, HeaderError, SharedLanes, count_as_writer};
+pub use file::{FileError, FileSlots, HeaderError, SharedLanes, count_as_writer, slots_of_file};
 pub use lane::{InLane, Lane, synchronize};
 pub use map::{Map, MapInfo, MapRef};
 pub use mapping::{Mapping, MappingError};

@@ -4,6 +4,7 @@
 //! for the most that the command can write there; or one where nothing is mapped, or null.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -36,8 +37,47 @@ enum Slot {
     Id(usize),
     /// An open descriptor of something else.
     OtherFd,
+    /// A number that no descriptor has.
+    Closed,
+    /// A directory of control groups, if there is one here.
+    Cgroup,
+    /// A perf event.
+    PerfEvent,
     /// A place in the arena.
     At(usize),
+}
+
+const PERF_EVENT_ARRAY: u32 = 4;
+const CGROUP_ARRAY: u32 = 8;
+const ARRAY_OF_MAPS: u32 = 12;
+
+/// Map types whose slots hold objects.
+const OBJECT_MAPS: [u32; 4] = [3, PERF_EVENT_ARRAY, CGROUP_ARRAY, ARRAY_OF_MAPS];
+
+/// What a map was made from: type, sizes and flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Made {
+    shape: [u32; 5],
+    /// The map that was named as the inner one.
+    inner: Option<usize>,
+}
+
+impl Made {
+    fn of(call: &Call) -> Self {
+        let word = |at: usize| {
+            call.block[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+        };
+        let inner = call.slots.iter().find_map(|(at, slot)| match slot {
+            Slot::Fd(map) if *at == 20 => Some(*map),
+            _ => None,
+        });
+        // Without the flags of a descriptor.
+        Self { shape: [word(0), word(4), word(8), word(12), word(16) & !0x18], inner }
+    }
+
+    fn holds_objects(&self) -> bool {
+        OBJECT_MAPS.contains(&self.shape[0])
+    }
 }
 
 /// A call.
@@ -49,13 +89,29 @@ struct Call {
     slots: Vec<(usize, Slot)>,
     /// What the arena holds before, from the keys on.
     keys: Vec<u32>,
+    /// Descriptors that are values in the arena.
+    values: Vec<Slot>,
     seed: u64,
 }
 
 impl Call {
     fn new(cmd: u32, end: usize) -> Self {
         let (block, size) = (vec![0; BLOCK], end as u32);
-        Self { cmd, block, size, slots: Vec::new(), keys: Vec::new(), seed: 0 }
+        let (slots, keys, values) = (Vec::new(), Vec::new(), Vec::new());
+        Self { cmd, block, size, slots, keys, values, seed: 0 }
+    }
+
+    /// Whether the map is one of objects, and so the values are descriptors or ids.
+    fn is_on_objects(&self, made: &[Made]) -> bool {
+        self.map(made).is_some_and(Made::holds_objects)
+    }
+
+    /// The map that the call is about.
+    fn map<'a>(&self, made: &'a [Made]) -> Option<&'a Made> {
+        self.slots.iter().find_map(|(_, slot)| match slot {
+            Slot::Fd(map) => made.get(*map),
+            _ => None,
+        })
     }
 
     fn u32(&mut self, at: usize, value: u32) {
@@ -82,6 +138,7 @@ impl Call {
     fn map_fd(&mut self, rng: &mut Rng, at: usize, maps: usize) {
         match rng.below(20) {
             0 => self.u32(at, rng.pick(&[u32::MAX, 9999, 0x7fff_ffff])),
+            _ if maps == 0 => {}
             1 => self.slot(at, Slot::OtherFd),
             _ => self.slot(at, Slot::Fd(rng.below(maps as u32) as usize)),
         }
@@ -107,19 +164,27 @@ impl Call {
         }
     }
 
-    fn create(rng: &mut Rng) -> Self {
+    fn create(rng: &mut Rng, maps: usize) -> Self {
         let mut call = Self::new(0, 92);
-        call.u32(0, rng.pick(&[2, 2, 2, 6, 6, 0, 34, 200, u32::MAX]));
+        let map_type = rng.pick(&[2, 2, 2, 2, 6, 6, 6, 12, 12, 12, 8, 3, 4, 0, 34, 200, u32::MAX]);
+        call.u32(0, map_type);
+        if map_type == 12 {
+            call.map_fd(rng, 20, maps);
+        }
         call.u32(4, if rng.percent(95) { 4 } else { rng.pick(&[0, 1, 8]) });
         call.u32(
             8,
             if rng.percent(93) {
-                rng.within(1, VALUE_MAX)
+                match OBJECT_MAPS.contains(&map_type) {
+                    true => 4,
+                    // Few sizes, so that maps are alike.
+                    false => rng.pick(&[4, 4, 8, 3, 12, 17, VALUE_MAX]),
+                }
             } else {
                 rng.pick(&[0, 1 << 31, u32::MAX])
             },
         );
-        call.u32(12, if rng.percent(95) { rng.within(1, 20) } else { 0 });
+        call.u32(12, if rng.percent(95) { rng.pick(&[1, 3, 4, 4, 4, 13, 20]) } else { 0 });
         if rng.percent(30) {
             // Bit 2 needs a node, and bit 16 a token.
             call.u32(
@@ -167,7 +232,8 @@ impl Call {
         call
     }
 
-    fn random(rng: &mut Rng, maps: usize) -> Self {
+    fn random(rng: &mut Rng, made: &[Made]) -> Self {
+        let maps = made.len();
         let cmd = rng
             .pick(&[1, 1, 1, 2, 2, 2, 3, 4, 4, 15, 14, 12, 21, 22, 24, 24, 25, 26, 26, 27, 38, 99]);
         let end = match cmd {
@@ -233,7 +299,40 @@ impl Call {
             _ => {}
         }
         call.damage(rng, end);
+        let map = call.map(made).filter(|map| map.holds_objects());
+        if let Some(map) = map {
+            if matches!(cmd, 2 | 26) {
+                call.values = (0..BATCH_MAX + 2).map(|_| Slot::value(rng, map, made)).collect();
+            }
+            // Often a slot that may have been filled.
+            if rng.percent(80) {
+                let most = map.shape[3].saturating_sub(1);
+                call.keys.iter_mut().for_each(|key| *key = (*key).min(most));
+            }
+        }
         call
+    }
+}
+
+impl Slot {
+    /// A descriptor to put into a map of objects, most often one that it takes.
+    fn value(rng: &mut Rng, map: &Made, made: &[Made]) -> Self {
+        let any = rng.below(made.len() as u32) as usize;
+        match (rng.below(16), map.shape[0]) {
+            (0, _) => Self::OtherFd,
+            (1, _) => Self::Closed,
+            (2, _) => Self::Cgroup,
+            (3, _) => Self::PerfEvent,
+            (4.., CGROUP_ARRAY) => Self::Cgroup,
+            (4.., PERF_EVENT_ARRAY) => Self::PerfEvent,
+            (5.., ARRAY_OF_MAPS) => {
+                let template = map.inner.and_then(|inner| made.get(inner));
+                let fits =
+                    |at: &usize| template.is_some_and(|inner| inner.shape == made[*at].shape);
+                Self::Fd((any..made.len()).chain(0..any).find(fits).unwrap_or(any))
+            }
+            _ => Self::Fd(any),
+        }
     }
 }
 
@@ -284,6 +383,8 @@ struct Side<'a> {
     door: &'a dyn Answers,
     maps: Vec<(RawFd, u32)>,
     other: std::fs::File,
+    cgroup: Option<std::fs::File>,
+    perf_event: Option<std::fs::File>,
     arena: Box<[u8]>,
 }
 
@@ -298,11 +399,28 @@ struct Trace {
 impl<'a> Side<'a> {
     fn new(door: &'a dyn Answers) -> std::io::Result<Self> {
         let other = std::fs::File::open("/dev/null")?;
-        Ok(Self { door, maps: Vec::new(), other, arena: vec![0; ARENA].into() })
+        let cgroup = crate::objects::cgroup_root().and_then(|path| File::open(path).ok());
+        let perf_event = crate::sys::perf_event(false).ok().map(File::from);
+        let arena = vec![0; ARENA].into();
+        Ok(Self { door, maps: Vec::new(), other, cgroup, perf_event, arena })
     }
 
-    fn make(&mut self, call: &Call) -> Trace {
+    /// The number that a slot stands for on this side.
+    fn number(&self, slot: Slot) -> u32 {
         use std::os::fd::AsRawFd;
+        let fd = |file: &Option<File>| file.as_ref().map_or(-1, |file| file.as_raw_fd());
+        let fd = match slot {
+            Slot::Fd(map) => self.maps[map].0,
+            Slot::Id(map) => return self.maps[map].1,
+            Slot::OtherFd => self.other.as_raw_fd(),
+            Slot::Cgroup => fd(&self.cgroup),
+            Slot::PerfEvent => fd(&self.perf_event),
+            Slot::Closed | Slot::At(_) => -1,
+        };
+        fd.cast_unsigned()
+    }
+
+    fn make(&mut self, call: &Call, made: &[Made]) -> Trace {
         self.arena.copy_from_slice(&Rng::new(call.seed).bytes(ARENA));
         // An info block has no request for a hash in it, but now and then.
         self.arena[INFO..INFO + 1024].fill(0);
@@ -319,16 +437,19 @@ impl<'a> Side<'a> {
         let start = self.arena.as_mut_ptr().expose_provenance() as u64;
         for &(at, slot) in &call.slots {
             match slot {
-                Slot::Fd(map) => block[at..at + 4].copy_from_slice(&self.maps[map].0.to_ne_bytes()),
-                Slot::Id(map) => block[at..at + 4].copy_from_slice(&self.maps[map].1.to_ne_bytes()),
-                Slot::OtherFd => {
-                    block[at..at + 4].copy_from_slice(&self.other.as_raw_fd().to_ne_bytes());
-                }
                 Slot::At(to) => {
                     block[at..at + 8].copy_from_slice(&(start + to as u64).to_ne_bytes());
                 }
+                other => {
+                    block[at..at + 4].copy_from_slice(&self.number(other).to_ne_bytes());
+                }
             }
         }
+        for (at, &slot) in call.values.iter().enumerate() {
+            let number = self.number(slot).to_ne_bytes();
+            self.arena[VALUES + at * 4..][..4].copy_from_slice(&number);
+        }
+        let before = self.arena.to_vec();
         // SAFETY: the addresses are in this side's arena, which is borrowed exclusively; values of `BATCH_MAX`
         // elements with `VALUE_MAX` bytes for each CPU, an info block, a hash and keys fit from where they begin.
         let result = unsafe { self.door.bpf(call.cmd, &mut block, call.size) };
@@ -341,6 +462,20 @@ impl<'a> Side<'a> {
             block[4..8].fill(0);
         }
         let mut arena = self.arena.to_vec();
+        if call.is_on_objects(made) {
+            // Descriptors that were put in.
+            arena[VALUES..][..call.values.len() * 4].fill(0);
+            let words = arena[VALUES..INFO].as_chunks_mut::<4>().0;
+            let before = before[VALUES..].as_chunks::<4>().0;
+            let is_lookup = matches!(call.cmd, 1 | 24);
+            for (word, _) in words.iter_mut().zip(before).filter(|(a, b)| is_lookup && a != b) {
+                // The id of a map that was found.
+                let id = u32::from_ne_bytes(*word);
+                if let Some(map) = self.maps.iter().position(|&(_, other)| other == id) {
+                    *word = (u32::MAX - map as u32).to_ne_bytes();
+                }
+            }
+        }
         // Ids, and the pointer to the hash.
         arena[INFO + 4..INFO + 8].fill(0);
         arena[INFO + 88..INFO + 96].fill(0);
@@ -348,8 +483,8 @@ impl<'a> Side<'a> {
     }
 
     /// Makes a map of a call, and gives 0 for its descriptor.
-    fn create(&mut self, call: &Call) -> Trace {
-        let mut trace = self.make(call);
+    fn create(&mut self, call: &Call, made: &[Made]) -> Trace {
+        let mut trace = self.make(call, made);
         if trace.result >= 0 {
             self.keep(trace.result as RawFd);
             trace.result = 0;
@@ -359,11 +494,13 @@ impl<'a> Side<'a> {
 
     fn keep(&mut self, fd: RawFd) {
         let mut info = Call::new(15, 16);
+        // Without a request for a hash.
+        info.seed = 1;
         info.u32(4, 104);
         info.slot(8, Slot::At(INFO));
         self.maps.push((fd, 0));
         info.slot(0, Slot::Fd(self.maps.len() - 1));
-        self.make(&info);
+        self.make(&info, &[]);
         if let Some(last) = self.maps.last_mut() {
             last.1 = self.arena[INFO + 4..].first_chunk().map_or(0, |id| u32::from_ne_bytes(*id));
         }
@@ -397,24 +534,35 @@ pub fn compare(kernel: Kernel, seed: u64, count: u64) -> Result<u64, String> {
         let (Some(Ok(mut theirs)), Some(Ok(mut ours))) = (sides.next(), sides.next()) else {
             return Err("/dev/null cannot be opened".into());
         };
+        let mut made: Vec<Made> = Vec::new();
         for step in 0..60 {
             let is_create = theirs.maps.is_empty() || rng.percent(15);
             let call = match is_create {
-                true => Call::create(&mut rng),
-                false => Call::random(&mut rng, theirs.maps.len()),
+                true => Call::create(&mut rng, made.len()),
+                false => Call::random(&mut rng, &made),
             };
             let makes_fd = is_create || call.cmd == 14;
             let ask = |side: &mut Side<'_>| match makes_fd {
-                true => side.create(&call),
-                false => side.make(&call),
+                true => side.create(&call, &made),
+                false => side.make(&call, &made),
             };
             let (expected, found) = (ask(&mut theirs), ask(&mut ours));
+            if let Some(new) = theirs.maps.get(made.len()) {
+                // One that was found by its id is one of the others.
+                let same = theirs.maps.iter().position(|map| map.1 == new.1);
+                let same = same.and_then(|map| made.get(map).copied());
+                made.push(same.unwrap_or_else(|| Made::of(&call)));
+            }
             if expected != found {
                 let at = expected.arena.iter().zip(&found.arena).position(|(a, b)| a != b);
+                let from = |trace: &Trace| {
+                    at.map(|at| trace.arena[at & !3..].iter().take(16).copied().collect::<Vec<_>>())
+                };
+                let bytes = (from(&expected), from(&found));
                 let block = expected.block.iter().zip(&found.block).position(|(a, b)| a != b);
                 return Err(format!(
                     "seed {seed}, call {step}: {call:?}\nkernel: {}\nours: {}\nfirst byte that differs: {at:?} of the \
-                     arena, {block:?} of the block",
+                     arena, {block:?} of the block\narena from there: {bytes:?}",
                     expected.result, found.result
                 ));
             }

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use bpfarray::{HandleMode, Map, MapRef};
 use bpfarray_core::Errno;
 
+use crate::listing::Listing;
 use crate::root::{BTF_OFFSET, Kind, Root, errno};
 
 /// What a descriptor refers to.
@@ -36,32 +37,18 @@ pub(crate) struct MapObject {
     map: MapRef,
     /// Device and inode.
     key: (u64, u64),
-    /// The file that the library keeps open for itself.
-    internal: Option<RawFd>,
 }
 
 impl MapObject {
     /// A map whose file has just been opened.
     pub(crate) fn new(root: &Root, id: u32, map: &Map) -> Result<Arc<Self>, Errno> {
         let found = fs::metadata(root.object(Kind::Map, id)).map_err(|error| errno(&error))?;
-        let internal = map.as_fd().map(|fd| fd.as_raw_fd());
-        if let Some(fd) = internal {
-            INTERNAL.insert(fd);
-        }
         let (map, key) = (map.to_ref(), (found.dev(), found.ino()));
-        Ok(Arc::new(Self { id, btf_id: root.btf_id_of_map(id), map, key, internal }))
+        Ok(Arc::new(Self { id, btf_id: root.btf_id_of_map(id), map, key }))
     }
 
     pub(crate) fn with_mode(self: &Arc<Self>, mode: HandleMode) -> OpenMap {
         OpenMap { handle: self.map.with_mode(mode), object: Arc::clone(self) }
-    }
-}
-
-impl Drop for MapObject {
-    fn drop(&mut self) {
-        if let Some(fd) = self.internal {
-            INTERNAL.remove(fd);
-        }
     }
 }
 
@@ -188,7 +175,12 @@ impl Files {
     }
 
     /// The object behind a descriptor, from its file.
-    pub(crate) fn resolve(&mut self, root: &Root, fd: RawFd) -> Result<Object, NotOurs> {
+    pub(crate) fn resolve(
+        &mut self,
+        root: &Root,
+        listing: &Listing,
+        fd: RawFd,
+    ) -> Result<Object, NotOurs> {
         let mode = mode_of(fd)?;
         let path = proc_path(fd);
         let found = fs::metadata(&path).map_err(|_| NotOurs::Closed)?;
@@ -204,7 +196,7 @@ impl Files {
         let file = File::open(&path).map_err(|_| NotOurs::Other)?;
         match root.identify(&file).ok_or(NotOurs::Other)? {
             (Kind::Map, id) => {
-                let map = open_map(root, id).map_err(NotOurs::Failed)?;
+                let map = listing.open_map(id).map_err(NotOurs::Failed)?;
                 let object = MapObject::new(root, id, &map).map_err(NotOurs::Failed)?;
                 self.add_map(&object);
                 Ok(Object::Map(object.with_mode(mode)))
@@ -215,14 +207,6 @@ impl Files {
             }
         }
     }
-}
-
-/// Opens a map for all that its permissions allow: what a descriptor may do, its handle knows.
-fn open_map(root: &Root, id: u32) -> Result<Map, Errno> {
-    let path = root.object(Kind::Map, id);
-    Map::open_file(&path, HandleMode::ReadWrite)
-        .or_else(|_| Map::open_file(&path, HandleMode::ReadOnly))
-        .map_err(|error| error.errno())
 }
 
 fn read_btf(file: &File) -> io::Result<Vec<u8>> {

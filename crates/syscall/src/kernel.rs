@@ -5,13 +5,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bpfarray::Directory;
 use bpfarray_core::Errno;
 
 use crate::attr::Attr;
 use crate::command;
 use crate::file::{FdSet, Files, INTERNAL, NotOurs, Object, OpenMap};
+use crate::listing::Listing;
 use crate::root::{Locked, Root};
 use crate::user::{UserAddr, UserMemory};
 
@@ -26,6 +28,7 @@ use crate::user::{UserAddr, UserMemory};
 #[derive(Debug)]
 pub struct Kernel {
     pub(crate) root: Root,
+    pub(crate) listing: Arc<Listing>,
     pub(crate) user: UserMemory,
     /// Held while the directory is locked. Whoever needs both takes it before `files`.
     turn: Mutex<()>,
@@ -40,6 +43,12 @@ impl std::fmt::Debug for Files {
     }
 }
 
+impl std::fmt::Debug for Listing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listing")
+    }
+}
+
 impl std::fmt::Debug for FdSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.within(0, u32::MAX)).finish()
@@ -50,12 +59,19 @@ impl Kernel {
     /// Over the objects in a root directory.
     pub fn new(root: Root) -> Self {
         let (turn, files) = (Mutex::default(), RwLock::default());
-        Self { root, user: UserMemory::new(), turn, files, remembered: FdSet::new() }
+        let listing = Listing::new(&root);
+        Self { root, listing, user: UserMemory::new(), turn, files, remembered: FdSet::new() }
     }
 
     /// The root directory.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// What the slots of maps in the root directory refer to, for a host that opens such maps itself, with
+    /// [`Map::open_in`](bpfarray::Map::open_in), and runs programs on them.
+    pub fn directory(&self) -> Arc<dyn Directory> {
+        self.listing.clone()
     }
 
     /// Does what `bpf(cmd, attr, size)` does, with `attr` the address of an attribute block of `size` bytes. Gives a descriptor,
@@ -113,7 +129,7 @@ impl Kernel {
 
     fn resolve(&self, fd: RawFd) -> Result<Object, NotOurs> {
         let mut files = self.files_mut();
-        let object = files.resolve(&self.root, fd)?;
+        let object = files.resolve(&self.root, &self.listing, fd)?;
         self.remember(&mut files, fd, &object);
         Ok(object)
     }

@@ -25,6 +25,7 @@ mod attr;
 mod command;
 mod file;
 mod kernel;
+mod listing;
 mod map_fd;
 mod path;
 mod root;

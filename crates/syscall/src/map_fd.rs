@@ -1,12 +1,12 @@
 //! What programs do with the descriptor of a map besides bpf(2).
 //!
 //! **Invariant.** The one mapping made here is of the values of a map's file, at an address that the kernel picks or the caller names
-//! as to `mmap`, whose promise it is.
+//! as to `mmap`, whose promise it is. A descriptor that is borrowed is used for locks on bytes that no file has.
 #![allow(unsafe_code)]
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
-use bpfarray::{HandleMode, count_as_writer};
+use bpfarray::{HandleMode, Map, count_as_writer};
 use bpfarray_core::map::mmap::check_mmap;
 use bpfarray_core::{Errno, VALUE_OFFSET};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -81,6 +81,14 @@ impl Kernel {
             Ok(mapped.addr() as u64)
         };
         Some(check())
+    }
+
+    /// Fills a slot of a PERF_EVENT_ARRAY for as long as the open file behind a descriptor of the map is open.
+    pub(crate) fn claim_event_slot(map: &Map, index: u32, map_fd: RawFd) -> Result<(), Errno> {
+        // SAFETY: the program's own descriptor. Should another thread close it and open something else under its number just
+        // now, that gets a lock on a byte that it does not have.
+        let owner = unsafe { BorrowedFd::borrow_raw(map_fd) };
+        map.claim_event_slot(index, owner, 0).map_err(|error| error.errno())
     }
 
     /// What `/proc/self/fdinfo/N` would show of a map's or BTF object's descriptor in the kernel, from the line `map_type` on; `None`

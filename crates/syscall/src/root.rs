@@ -6,9 +6,13 @@
 //! - a pin is another hard link in `pin`;
 //! - a map refers to the BTF it was created with by a hard link beside it.
 //!
-//! What has neither another link nor a lock is swept by whoever comes across it. Ids, links and sweeping are ordered by
+//! A slot of an ARRAY_OF_MAPS that is there refers to the map whose id it holds.
+//!
+//! What has neither another link nor a lock, nor is in such a slot, is swept by whoever comes across it. Ids, links, slots and sweeping are ordered by
 //! an exclusive `flock` on the file `ids`; operations on elements need none of this.
 
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -16,8 +20,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 
+use bpfarray::{FileSlots, slots_of_file};
 use bpfarray_core::Errno;
-use bpfarray_core::map::HandleMode;
+use bpfarray_core::map::{HandleMode, Kind as MapKind};
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
 
 /// Names the root directory, in the environment.
@@ -135,8 +140,18 @@ pub struct Root {
 pub(crate) struct Locked<'a> {
     root: &'a Root,
     ids: File,
+    /// Maps that are in slots, once somebody had to know.
+    in_slots: OnceCell<BTreeSet<u32>>,
     /// Only after the lock: a child that is forked meanwhile must not have the open file.
     _turn: MutexGuard<'a, ()>,
+}
+
+/// What can be seen of an object's references from outside.
+enum State {
+    Gone,
+    Held,
+    /// None but perhaps by a slot.
+    Alone,
 }
 
 impl Root {
@@ -219,7 +234,7 @@ impl Root {
             .open(path)
             .map_err(|error| errno(&error))?;
         retry(|| flock(&ids, FlockOperation::LockExclusive))?;
-        Ok(Locked { root: self, ids, _turn: turn })
+        Ok(Locked { root: self, ids, in_slots: OnceCell::new(), _turn: turn })
     }
 
     /// Which object an open file is, by what it says itself and where it is listed.
@@ -344,24 +359,13 @@ impl Locked<'_> {
     /// Whether somebody refers to an object, which is removed otherwise.
     fn is_alive(&self, kind: Kind, id: u32) -> Result<bool, Errno> {
         let path = self.root.object(kind, id);
-        let found = match fs::symlink_metadata(&path) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(errno(&error)),
-        };
-        if found.nlink() > 1 {
-            return Ok(true);
-        }
-        // Permissions may be such that it cannot be read.
-        let Ok(file) =
-            open_as(&path, HandleMode::ReadOnly).or_else(|_| open_as(&path, HandleMode::WriteOnly))
-        else {
-            return Ok(true);
-        };
-        match retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
-            Ok(()) => {}
-            Err(Errno::EAGAIN) => return Ok(true),
-            Err(error) => return Err(error),
+        match self.state(&path)? {
+            State::Gone => return Ok(false),
+            State::Held => return Ok(true),
+            State::Alone if kind == Kind::Map && self.maps_in_slots()?.contains(&id) => {
+                return Ok(true);
+            }
+            State::Alone => {}
         }
         if kind == Kind::Map {
             // A map without BTF has no such link.
@@ -369,6 +373,49 @@ impl Locked<'_> {
         }
         fs::remove_file(&path).map_err(|error| errno(&error))?;
         Ok(false)
+    }
+
+    /// Whether a descriptor, a mapping or a further name refers to a file.
+    fn state(&self, path: &Path) -> Result<State, Errno> {
+        let found = match fs::symlink_metadata(path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::Gone),
+            Err(error) => return Err(errno(&error)),
+        };
+        if found.nlink() > 1 {
+            return Ok(State::Held);
+        }
+        // Permissions may be such that it cannot be read.
+        let Ok(file) =
+            open_as(path, HandleMode::ReadOnly).or_else(|_| open_as(path, HandleMode::WriteOnly))
+        else {
+            return Ok(State::Held);
+        };
+        match retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => Ok(State::Alone),
+            Err(Errno::EAGAIN) => Ok(State::Held),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The maps in slots of maps that somebody refers to. Maps of maps are in no slots themselves.
+    fn maps_in_slots(&self) -> Result<&BTreeSet<u32>, Errno> {
+        if let Some(maps) = self.in_slots.get() {
+            return Ok(maps);
+        }
+        let mut maps = BTreeSet::new();
+        for id in self.list(Kind::Map)? {
+            let path = self.root.object(Kind::Map, id);
+            // What cannot be read refers to nothing that this user could get at.
+            let slots = File::open(&path).ok().and_then(|file| slots_of_file(&file).ok());
+            if let Some(FileSlots { kind: MapKind::ArrayOfMaps, filled, .. }) = slots
+                && !filled.is_empty()
+                && matches!(self.state(&path)?, State::Held)
+            {
+                maps.extend(filled.into_iter().filter_map(|(_, id)| u32::try_from(id).ok()));
+            }
+        }
+        Ok(self.in_slots.get_or_init(|| maps))
     }
 
     /// All ids of a kind, in order.

@@ -11,10 +11,18 @@ const LOOKUP: u32 = 1;
 const UPDATE: u32 = 2;
 
 fn create(kernel: &Kernel) -> Option<i32> {
-    let block: [u32; 4] = [2, 4, 8, 4];
+    create_from(kernel, &[2, 4, 8, 4, 0, 0])
+}
+
+fn create_from(kernel: &Kernel, block: &[u32; 6]) -> Option<i32> {
     let at = block.as_ptr().expose_provenance() as u64;
     // SAFETY: the command writes to no address in its block.
-    unsafe { kernel.bpf(MAP_CREATE, at, 16) }.ok()
+    unsafe { kernel.bpf(MAP_CREATE, at, 24) }.ok()
+}
+
+/// Puts a map into a slot.
+fn put(kernel: &Kernel, outer: i32, key: u32, inner: i32) -> bool {
+    elem(kernel, UPDATE, outer, key, &mut inner.cast_unsigned().into())
 }
 
 /// Whether the command on an element went well.
@@ -34,7 +42,7 @@ fn close(kernel: &Kernel, fd: i32) {
 }
 
 /// Forks, and tells whether all went well in the child.
-fn fork(kernel: &Kernel, fd: i32, number: u64) -> bool {
+fn fork(kernel: &Kernel, fd: i32, outer: i32, number: u64) -> bool {
     let guard = kernel.before_fork();
     // SAFETY: the child does what a program would do with the library, and leaves without returning.
     match unsafe { libc::fork() } {
@@ -44,7 +52,7 @@ fn fork(kernel: &Kernel, fd: i32, number: u64) -> bool {
             let stored = elem(kernel, UPDATE, fd, 3, &mut value);
             value = 0;
             let found = elem(kernel, LOOKUP, fd, 3, &mut value) && value == number;
-            let made = create(kernel).is_some();
+            let made = create(kernel).is_some_and(|inner| put(kernel, outer, 3, inner));
             // SAFETY: ends the child at once.
             unsafe { libc::_exit(i32::from(!(stored && found && made))) }
         }
@@ -63,6 +71,7 @@ fn children_of_a_busy_process_have_working_descriptors_and_wait_for_no_lock() {
     let path = std::env::temp_dir().join(format!("bpfarray-fork-{}", std::process::id()));
     let kernel = Kernel::new(Root::open(&path).unwrap());
     let fd = create(&kernel).unwrap();
+    let outer = create_from(&kernel, &[12, 4, 4, 4, 0, fd.cast_unsigned()]).unwrap();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for key in 0..2 {
@@ -73,11 +82,13 @@ fn children_of_a_busy_process_have_working_descriptors_and_wait_for_no_lock() {
                     assert!(elem(kernel, LOOKUP, fd, key, &mut value));
                     value += 1;
                     assert!(elem(kernel, UPDATE, fd, key, &mut value));
-                    close(kernel, create(kernel).unwrap());
+                    let inner = create(kernel).unwrap();
+                    assert!(put(kernel, outer, key, inner));
+                    close(kernel, inner);
                 }
             });
         }
-        let failed = (0..50).filter(|&number| !fork(&kernel, fd, number)).count();
+        let failed = (0..50).filter(|&number| !fork(&kernel, fd, outer, number)).count();
         stop.store(true, Ordering::Relaxed);
         assert_eq!(failed, 0);
     });

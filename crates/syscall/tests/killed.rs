@@ -56,7 +56,9 @@ fn nothing_is_locked_or_left_behind_but_pins_after_processes_were_killed() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let path = std::env::temp_dir().join(format!("bpfarray-kills-{}", std::process::id()));
     let kernel = Kernel::new(Root::open(&path).unwrap());
-    for kill in 0..60_u64 {
+    // More of them to look at it at length.
+    let kills = std::env::var("BPFARRAY_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
+    for kill in 0..kills.unwrap_or(60_u64) {
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--nocapture"])
             .env(VICTIM, &path)
@@ -64,7 +66,7 @@ fn nothing_is_locked_or_left_behind_but_pins_after_processes_were_killed() {
             .spawn()
             .unwrap();
         // Times that hit every part of a round sooner or later.
-        std::thread::sleep(std::time::Duration::from_micros(5_000 + kill * 137));
+        std::thread::sleep(std::time::Duration::from_micros(5_000 + kill % 60 * 137));
         victim.kill().unwrap();
         victim.wait().unwrap();
     }

@@ -15,10 +15,12 @@ use zerocopy::IntoBytes;
 
 use super::error::FileError;
 use super::header::Header;
+use super::template::{TEMPLATE_OFFSET, TemplateHeader};
 
 /// What a new file begins and ends with.
 pub(super) struct Content<'a> {
     pub(super) header: Header,
+    pub(super) template: Option<TemplateHeader>,
     pub(super) btf: &'a [u8],
     pub(super) btf_offset: u64,
     pub(super) file_len: u64,
@@ -29,6 +31,9 @@ impl Content<'_> {
     fn write_to(&self, file: &File) -> io::Result<()> {
         file.set_len(self.file_len)?;
         file.write_all_at(self.header.as_bytes(), 0)?;
+        if let Some(template) = &self.template {
+            file.write_all_at(template.as_bytes(), TEMPLATE_OFFSET)?;
+        }
         file.write_all_at(self.btf, self.btf_offset)
     }
 }
@@ -114,9 +119,10 @@ mod tests {
     fn content() -> Content<'static> {
         let sizes = MapAttr { key_size: 4, value_size: 8, max_entries: 3, ..MapAttr::default() };
         let attr = MapAttr { map_type: MapType::ARRAY, ..sizes };
-        let shape = Shape::of(&attr, 2, 0).unwrap();
+        let shape = Shape::of(&attr, 2, 0, None).unwrap();
         Content {
             header: Header::of(&shape, 2),
+            template: None,
             btf: &[],
             btf_offset: 0,
             file_len: shape.geometry.file_len,

@@ -43,6 +43,9 @@ pub enum FileError {
     /// The map's memory is not in a file.
     #[error("the map is private to this process")]
     Private,
+    /// Slots that name objects of a directory, without a directory.
+    #[error("{}: the map holds objects of a directory of maps, which is not given", .0.display())]
+    NoDirectory(PathBuf),
     /// Processors that keep numbers the other way round, or systems with larger pages.
     #[error("map files need a little-endian processor and pages of 4096 bytes")]
     Machine,
@@ -56,9 +59,11 @@ impl FileError {
             Self::Header { source: HeaderError::Attr(error), .. } => error.errno(),
             Self::Header { source: HeaderError::TooLarge { .. }, .. } => Errno::E2BIG,
             Self::SpecialField { .. } => Errno::EOPNOTSUPP,
-            Self::Header { .. } | Self::NotRegular(_) | Self::Private | Self::Machine => {
-                Errno::EINVAL
-            }
+            Self::Header { .. }
+            | Self::NotRegular(_)
+            | Self::Private
+            | Self::NoDirectory(_)
+            | Self::Machine => Errno::EINVAL,
         }
     }
 

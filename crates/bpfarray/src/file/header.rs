@@ -9,6 +9,9 @@ use bpfarray_core::{Layout, VALUE_OFFSET};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::template::Template;
+use crate::numa::online_nodes;
+
 /// Bytes that page-aligned parts are aligned to, and of the header page.
 pub(crate) const PAGE: u64 = VALUE_OFFSET as u64;
 
@@ -16,6 +19,10 @@ pub(crate) const PAGE: u64 = VALUE_OFFSET as u64;
 pub(crate) const FROZEN_OFFSET: usize = 2048;
 /// Offset of `generation`, a `u64` that counts changes to the map that are not to values.
 pub(crate) const GENERATION_OFFSET: usize = 2056;
+/// Offset of `slot_changes`, a `u64` that changes with what is in slots, and is odd while it does.
+pub(crate) const SLOT_CHANGES_OFFSET: usize = 2064;
+/// Offset of `owner`, a `u64`: what the programs of a PROG_ARRAY have in common, or 0 before the first.
+pub(crate) const OWNER_OFFSET: usize = 2072;
 
 /// Bytes from one lane to the next: processors fetch cache lines in pairs.
 pub(crate) const LANE_STRIDE: u64 = 128;
@@ -107,9 +114,9 @@ pub enum HeaderError {
 /// Where the parts of a map file are. Offsets and lengths are bytes from the file's beginning.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Geometry {
-    /// Bytes of an ARRAY's values with the surplus slots, or of one CPU's values.
+    /// Bytes of an ARRAY's values or of a map's slots, with the surplus ones, or of one CPU's values.
     pub(crate) values_len: u64,
-    /// From a CPU's values to the next CPU's; 0 for an ARRAY.
+    /// From a CPU's values to the next CPU's; 0 for other maps.
     pub(crate) cpu_stride: u64,
     pub(crate) lanes_offset: u64,
     pub(crate) lanes_len: u64,
@@ -123,7 +130,11 @@ impl Geometry {
     pub(crate) fn of(layout: &Layout, possible_cpus: u32, btf_len: u64) -> Option<Self> {
         let page_up = |len: u64| len.checked_next_multiple_of(PAGE);
         let (values_len, cpu_stride, values_end) = match layout.kind() {
-            Kind::Array => {
+            Kind::Array
+            | Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps => {
                 let len = layout.payload_len();
                 (len, 0, page_up(PAGE.checked_add(len)?)?)
             }
@@ -131,10 +142,6 @@ impl Geometry {
                 let len = layout.window_len();
                 let stride = page_up(len)?;
                 (len, stride, stride.checked_mul(u64::from(possible_cpus))?.checked_add(PAGE)?)
-            }
-            // Objects are of one process, so their maps have no files.
-            Kind::ProgArray | Kind::PerfEventArray | Kind::CgroupArray | Kind::ArrayOfMaps => {
-                return None;
             }
         };
         let lanes_len = page_up(u64::from(possible_cpus) * LANE_STRIDE)?;
@@ -164,12 +171,22 @@ pub(crate) struct Shape {
     pub(crate) attr: MapAttr,
     pub(crate) layout: Layout,
     pub(crate) geometry: Geometry,
+    /// Of an ARRAY_OF_MAPS.
+    pub(crate) template: Option<Template>,
+    /// The id under which a directory lists the file, or 0.
+    pub(crate) id: u32,
 }
 
 impl Shape {
     /// The shape of a new file.
-    pub(crate) fn of(attr: &MapAttr, cpus: u32, btf_len: u64) -> Result<Self, HeaderError> {
-        Self::checked(*attr, &Creator::default(), cpus, btf_len)
+    pub(crate) fn of(
+        attr: &MapAttr,
+        cpus: u32,
+        btf_len: u64,
+        template: Option<Template>,
+    ) -> Result<Self, HeaderError> {
+        let creator = Creator { online_nodes: online_nodes(), ..Creator::default() };
+        Self::checked(*attr, &creator, cpus, btf_len, template)
     }
 
     fn checked(
@@ -177,22 +194,20 @@ impl Shape {
         creator: &Creator<'_>,
         cpus: u32,
         btf_len: u64,
+        template: Option<Template>,
     ) -> Result<Self, HeaderError> {
-        let layout = attr.check(creator)?;
+        let layout = attr.check_with(creator, template.as_ref().map(|inner| &inner.layout))?;
         attr.check_name()?;
-        if layout.kind().holds_objects() {
-            return Err(CreateError::MapType(attr.map_type).into());
-        }
         let MapAttr { max_entries, value_size, .. } = attr;
         let geometry = Geometry::of(&layout, cpus, btf_len)
             .ok_or(HeaderError::TooLarge { max_entries, value_size })?;
-        Ok(Self { attr, layout, geometry })
+        Ok(Self { attr, layout, geometry, template, id: 0 })
     }
 }
 
 impl Header {
     pub(crate) fn of(shape: &Shape, possible_cpus: u32) -> Self {
-        let Shape { attr, layout, geometry } = shape;
+        let Shape { attr, layout, geometry, .. } = shape;
         let mut map_name = [0; MAP_NAME_LEN];
         for (to, &from) in map_name.iter_mut().zip(&attr.map_name).take_while(|(_, b)| **b != 0) {
             *to = from;
@@ -233,16 +248,25 @@ impl Header {
         self
     }
 
-    /// FNV-1a of all bytes before the checksum.
+    /// Of all bytes before the checksum.
     fn sum(&self) -> u64 {
         let bytes = self.as_bytes();
-        bytes[..bytes.len() - size_of::<U64>()].iter().fold(0xcbf2_9ce4_8422_2325, |sum, &b| {
-            (sum ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
-        })
+        checksum(&bytes[..bytes.len() - size_of::<U64>()])
     }
 
-    /// Judges a header, for a file of `found_len` bytes on a machine with `cpus` possible CPUs.
-    pub(crate) fn check(&self, found_len: u64, cpus: u32) -> Result<Shape, HeaderError> {
+    /// Whether the page also has the template of an ARRAY_OF_MAPS.
+    pub(crate) fn has_template(&self) -> bool {
+        self.map_type == MapType::ARRAY_OF_MAPS.0
+    }
+
+    /// Judges a header, for a file of `found_len` bytes on a machine with `cpus` possible CPUs. `template` is what
+    /// an ARRAY_OF_MAPS was found to take.
+    pub(crate) fn check(
+        &self,
+        found_len: u64,
+        cpus: u32,
+        template: Option<Template>,
+    ) -> Result<Shape, HeaderError> {
         if self.magic != MAGIC {
             return Err(HeaderError::Magic);
         }
@@ -267,7 +291,7 @@ impl Header {
         };
         // Whether a node is online mattered to the creator.
         let creator = Creator { online_nodes: &[attr.numa_node], ..Creator::default() };
-        let shape = Shape::checked(attr, &creator, cpus, self.btf_len.get())?;
+        let shape = Shape::checked(attr, &creator, cpus, self.btf_len.get(), template)?;
         let claims = [
             ("features", self.features.get(), 0),
             ("map_flags", self.map_flags.get(), shape.layout.map_flags().bits()),
@@ -296,8 +320,15 @@ impl Header {
         if found_len != shape.geometry.file_len {
             return Err(HeaderError::Length { file_len: self.file_len.get(), found: found_len });
         }
-        Ok(shape)
+        Ok(Shape { id: self.id.get(), ..shape })
     }
+}
+
+/// FNV-1a.
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -316,11 +347,49 @@ mod tests {
             map_name: *b"counters\0garbage",
             ..MapAttr::default()
         };
-        Shape::of(&attr, CPUS, 10).unwrap()
+        Shape::of(&attr, CPUS, 10, None).unwrap()
     }
 
     fn header(map_type: MapType) -> Header {
         Header::of(&shape(map_type), CPUS)
+    }
+
+    const OBJECT_MAPS: [MapType; 4] = [
+        MapType::PROG_ARRAY,
+        MapType::PERF_EVENT_ARRAY,
+        MapType::CGROUP_ARRAY,
+        MapType::ARRAY_OF_MAPS,
+    ];
+
+    /// The template of an ARRAY_OF_MAPS.
+    fn template(map_type: MapType) -> Option<Template> {
+        let inner = shape(MapType::ARRAY);
+        let template = Template { attr: inner.attr, layout: inner.layout };
+        (map_type == MapType::ARRAY_OF_MAPS).then_some(template)
+    }
+
+    fn shape_of_objects(map_type: MapType) -> Shape {
+        let attr = MapAttr { map_type, value_size: 4, ..shape(MapType::ARRAY).attr };
+        Shape::of(&attr, CPUS, 0, template(map_type)).unwrap()
+    }
+
+    #[test]
+    fn a_map_of_objects_has_a_slot_of_eight_bytes_for_each() {
+        for map_type in OBJECT_MAPS {
+            let shape = shape_of_objects(map_type);
+            let Geometry { values_len, cpu_stride, lanes_offset, .. } = shape.geometry;
+            assert_eq!((values_len, cpu_stride, lanes_offset), (1024 * 8, 0, 4096 + 8192));
+            let header = Header::of(&shape, CPUS).with_id(7);
+            let len = shape.geometry.file_len;
+            let found = header.check(len, CPUS, template(map_type)).unwrap();
+            assert_eq!((found.layout, found.geometry, found.id), (shape.layout, shape.geometry, 7));
+            let other = header.check(len, CPUS, None);
+            assert_eq!(
+                other.is_err(),
+                header.has_template(),
+                "an ARRAY_OF_MAPS needs its template"
+            );
+        }
     }
 
     #[test]
@@ -351,7 +420,7 @@ mod tests {
     fn a_true_header_is_believed() {
         for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY] {
             let shape = shape(map_type);
-            let found = header(map_type).check(shape.geometry.file_len, CPUS).unwrap();
+            let found = header(map_type).check(shape.geometry.file_len, CPUS, None).unwrap();
             assert_eq!((found.layout, found.geometry), (shape.layout, shape.geometry));
             assert_eq!(found.attr.check_name(), Ok(&b"counters"[..]));
         }
@@ -362,7 +431,7 @@ mod tests {
         for at in 0..size_of::<Header>() {
             let mut header = header(MapType::ARRAY);
             header.as_mut_bytes()[at] ^= 0x10;
-            assert!(header.check(28672, CPUS).is_err(), "byte {at}");
+            assert!(header.check(28672, CPUS, None).is_err(), "byte {at}");
         }
     }
 
@@ -372,7 +441,7 @@ mod tests {
         let len = header.file_len.get();
         change(&mut header);
         header.checksum = header.sum().into();
-        header.check(len, CPUS).unwrap_err().to_string()
+        header.check(len, CPUS, None).unwrap_err().to_string()
     }
 
     #[test]
@@ -422,24 +491,26 @@ mod tests {
 
     #[test]
     fn whatever_a_believed_header_says_lies_inside_the_file() {
-        for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY] {
-            let len = shape(map_type).geometry.file_len;
+        let values = [MapType::ARRAY, MapType::PERCPU_ARRAY].map(shape);
+        for shape in values.into_iter().chain(OBJECT_MAPS.map(shape_of_objects)) {
+            let len = shape.geometry.file_len;
+            let template = template(shape.attr.map_type);
             let mut believed = 0;
             for at in 0..size_of::<Header>() {
                 for flip in 1..=u8::MAX {
-                    let mut header = header(map_type);
+                    let mut header = Header::of(&shape, CPUS);
                     header.as_mut_bytes()[at] ^= flip;
                     header.checksum = header.sum().into();
-                    let Ok(Shape { layout, geometry, .. }) = header.check(len, CPUS) else {
+                    let Ok(Shape { layout, geometry, .. }) = header.check(len, CPUS, template)
+                    else {
                         continue;
                     };
                     believed += 1;
-                    assert!(!layout.kind().holds_objects());
-                    let values_end = if layout.kind() == Kind::Array {
-                        PAGE + layout.payload_len()
-                    } else {
+                    let values_end = if layout.kind() == Kind::PercpuArray {
                         assert!(layout.window_len() <= geometry.cpu_stride);
                         geometry.cpu_offset(CPUS)
+                    } else {
+                        PAGE + layout.payload_len()
                     };
                     assert!(values_end <= geometry.lanes_offset);
                     let lanes_end = geometry.lanes_offset + geometry.lanes_len;
@@ -456,7 +527,7 @@ mod tests {
     fn a_file_of_another_length_is_refused() {
         let header = header(MapType::ARRAY);
         for len in [0, 4096, 28671, 28673] {
-            let error = header.check(len, CPUS).unwrap_err();
+            let error = header.check(len, CPUS, None).unwrap_err();
             assert_eq!(error, HeaderError::Length { file_len: 28672, found: len });
         }
     }

@@ -10,23 +10,28 @@ mod lanes;
 mod lock;
 mod mapping;
 mod open;
+mod owner;
 mod seat;
 mod set;
 mod sigbus;
+mod slots;
+mod template;
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bpfarray_core::map::{FreezeError, HandleMode, check_freeze};
+use bpfarray_core::map::{FreezeError, HandleMode, Kind, check_freeze};
 
-use self::header::{FROZEN_OFFSET, GENERATION_OFFSET, Geometry, LANE_STRIDE};
+use self::header::{FROZEN_OFFSET, GENERATION_OFFSET, LANE_STRIDE, Shape};
 use self::lanes::{Lanes, Slots};
 use self::lock::{LockKind, try_lock};
 use self::seat::Seat;
 use crate::cpu::{current_cpu, possible_cpus};
+use crate::directory::Directory;
 use crate::memory::Memory;
 
 pub use self::error::FileError;
@@ -34,6 +39,7 @@ pub use self::header::HeaderError;
 pub(crate) use self::lanes::Held;
 pub(crate) use self::mapping::{Protection, Source};
 pub use self::set::SharedLanes;
+pub use self::slots::{FileSlots, slots_of_file};
 
 /// The byte whose lock tells other processes that one has a writable typed array. No file is that
 /// long, so the lock covers no data.
@@ -60,15 +66,28 @@ pub(crate) struct MapFile {
     /// Device and inode.
     key: (u64, u64),
     source: Source,
-    geometry: Geometry,
+    /// What the file was found to be.
+    shape: Shape,
     /// The first page.
     header: Memory,
+    /// The slots of a map of objects, with their ids.
+    slots: Memory,
     /// None in a file that was opened for reading only.
     lanes: Option<Lanes<LaneWords, Seat>>,
     /// Typed arrays of this process that can write.
     long_writers: Mutex<u32>,
     /// Elements whose `bpf_spin_lock` this process holds: locks on bytes do not tell its threads apart.
     value_locks: Mutex<HashSet<u32>>,
+    /// What lists the file.
+    directory: Option<Arc<dyn Directory>>,
+}
+
+impl Drop for MapFile {
+    fn drop(&mut self) {
+        if let Some(directory) = &self.directory {
+            directory.closing(self.source.file.as_fd());
+        }
+    }
 }
 
 /// The lane area of a file.
@@ -105,6 +124,20 @@ fn thread_number() -> u32 {
 }
 
 impl MapFile {
+    /// The id under which a directory lists the file.
+    pub(crate) fn listed_id(&self) -> Option<u32> {
+        (self.shape.id != 0).then_some(self.shape.id)
+    }
+
+    /// What the file is a map of.
+    pub(crate) fn kind(&self) -> Kind {
+        self.shape.layout.kind()
+    }
+
+    pub(crate) fn directory(&self) -> Option<&Arc<dyn Directory>> {
+        self.directory.as_ref()
+    }
+
     pub(crate) fn is_read_only(&self) -> bool {
         self.lanes.is_none()
     }
@@ -215,8 +248,8 @@ impl MapFile {
     }
 
     fn read_btf(&self) -> std::io::Result<Vec<u8>> {
-        let mut btf = vec![0; self.geometry.btf_len as usize];
-        self.file().read_exact_at(&mut btf, self.geometry.btf_offset)?;
+        let mut btf = vec![0; self.shape.geometry.btf_len as usize];
+        self.file().read_exact_at(&mut btf, self.shape.geometry.btf_offset)?;
         Ok(btf)
     }
 }

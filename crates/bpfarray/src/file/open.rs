@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bpfarray_core::attr::{CreateError, Creator, MapAttr};
+use bpfarray_core::attr::{CreateError, Creator, MapAttr, MapType};
 use bpfarray_core::btf::{Btf, FieldMask, SpecialFields};
 use bpfarray_core::map::{HandleMode, Kind};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
@@ -19,10 +19,12 @@ use super::error::FileError;
 use super::header::{Header, HeaderError, PAGE, Shape};
 use super::lanes::Lanes;
 use super::seat::Seat;
+use super::template::{TEMPLATE_OFFSET, Template, TemplateHeader};
 use super::{LaneWords, MapFile, Source};
 use crate::area::Area;
 use crate::cpu::possible_cpus;
-use crate::map::{Inner, Map, MapRef};
+use crate::directory::Directory;
+use crate::map::{InSlots, Inner, Map, MapRef};
 use crate::window::Extent;
 
 /// The map files that are open in this process, so that a file opened twice is one map.
@@ -34,6 +36,8 @@ const BTF_MAX_SIZE: u64 = 16 << 20;
 
 struct OpenFile {
     key: (u64, u64),
+    /// Who opened it: what a process has from its parent it must not use.
+    process: u32,
     read_only: bool,
     map: Weak<Inner>,
 }
@@ -64,8 +68,8 @@ impl Map {
     /// ```
     ///
     /// # Errors
-    /// [`FileError::Machine`]; [`FileError::Header`] for attributes no map can have; [`FileError::SpecialField`];
-    /// [`FileError::Io`], among others if there is such a file already.
+    /// [`FileError::NoDirectory`] for maps of objects, which [`Map::create_in`] makes; [`FileError::Machine`];
+    /// [`FileError::Header`] for attributes no map can have; [`FileError::SpecialField`]; [`FileError::Io`], among others if there is such a file already.
     pub fn create_file(path: impl AsRef<Path>, attr: &MapAttr) -> Result<Self, FileError> {
         Self::create_file_with_btf(path, attr, &[])
     }
@@ -80,23 +84,40 @@ impl Map {
         attr: &MapAttr,
         btf: &[u8],
     ) -> Result<Self, FileError> {
-        Self::create_file_with_id(path, attr, btf, 0)
+        let path = path.as_ref();
+        refuse_objects(path, attr)?;
+        let (content, mode) = content(path, attr, btf, None)?;
+        adopt(path, disk::create(path, &content)?, mode, false, None)
     }
 
-    /// Creates a map file that a directory of maps lists under an id, which the file's header names.
+    /// Creates a map file that a directory of maps lists under an id, which the file's header names. The slots of such a
+    /// map may hold what the directory lists. An ARRAY_OF_MAPS is for maps that look like `inner`.
     ///
     /// # Errors
-    /// As [`Map::create_file`].
-    pub fn create_file_with_id(
+    /// As [`Map::create_file`]. [`FileError::Private`] for an inner map with special fields that is in no file.
+    pub fn create_in(
+        directory: &Arc<dyn Directory>,
         path: impl AsRef<Path>,
+        id: u32,
         attr: &MapAttr,
         btf: &[u8],
-        id: u32,
+        inner: Option<&MapRef>,
     ) -> Result<Self, FileError> {
         let path = path.as_ref();
-        let (mut content, mode) = content(path, attr, btf)?;
+        let inner = inner.filter(|_| attr.map_type == MapType::ARRAY_OF_MAPS);
+        let template =
+            inner.map(|inner| Template { attr: inner.inner.attr, layout: *inner.layout() });
+        let inner_btf = match inner {
+            Some(inner) if !inner.special_fields().is_empty() => {
+                let file = inner.inner.gate.file().ok_or(FileError::Private)?;
+                file.read_btf().map_err(FileError::io(path, "read BTF for"))?
+            }
+            _ => Vec::new(),
+        };
+        let btf = if template.is_some() { &inner_btf } else { btf };
+        let (mut content, mode) = content(path, attr, btf, template)?;
         content.header = content.header.with_id(id);
-        adopt(path, disk::create(path, &content)?, mode, false)
+        adopt(path, disk::create(path, &content)?, mode, false, Some(directory))
     }
 
     /// Creates a map that other processes can get from this one, with [`Map::as_fd`] and
@@ -107,10 +128,11 @@ impl Map {
     /// As [`Map::create_file`].
     pub fn create_shared(attr: &MapAttr) -> Result<Self, FileError> {
         let path = Path::new("memfd");
-        let (content, mode) = content(path, attr, &[])?;
+        refuse_objects(path, attr)?;
+        let (content, mode) = content(path, attr, &[], None)?;
         let name = attr.map_name.iter().take_while(|&&b| b != 0).map(|&b| char::from(b));
         let file = disk::create_memfd(&name.collect::<String>(), &content)?;
-        adopt(path, file, mode, false)
+        adopt(path, file, mode, false, None)
     }
 
     /// Opens a map file.
@@ -121,7 +143,8 @@ impl Map {
     ///
     /// # Errors
     /// [`FileError::Machine`]; [`FileError::Io`]; [`FileError::NotRegular`]; [`FileError::Header`]
-    /// for a file that is no map file or lies about itself; [`FileError::SpecialField`].
+    /// for a file that is no map file or lies about itself; [`FileError::NoDirectory`] for a map of objects, which
+    /// [`Map::open_in`] opens; [`FileError::SpecialField`].
     ///
     /// # Concurrency
     /// After `fork` without `exec`, the child must not use the maps of its parent but open the
@@ -133,7 +156,21 @@ impl Map {
     pub fn open_file(path: impl AsRef<Path>, mode: HandleMode) -> Result<Self, FileError> {
         let path = path.as_ref();
         let read_only = mode == HandleMode::ReadOnly;
-        adopt(path, open(path, read_only)?, mode, read_only)
+        adopt(path, open(path, read_only)?, mode, read_only, None)
+    }
+
+    /// Opens a map file that a directory of maps lists, whose slots may hold what it lists.
+    ///
+    /// # Errors
+    /// As [`Map::open_file`].
+    pub fn open_in(
+        directory: &Arc<dyn Directory>,
+        path: impl AsRef<Path>,
+        mode: HandleMode,
+    ) -> Result<Self, FileError> {
+        let path = path.as_ref();
+        let read_only = mode == HandleMode::ReadOnly;
+        adopt(path, open(path, read_only)?, mode, read_only, Some(directory))
     }
 
     /// The map of a file descriptor that another process passed on, by inheritance or through a
@@ -150,7 +187,7 @@ impl Map {
         };
         // Locks belong to an opening of a file, and the other process keeps that one.
         let read_only = mode == HandleMode::ReadOnly;
-        adopt(&path, open(&path, read_only)?, mode, read_only)
+        adopt(&path, open(&path, read_only)?, mode, read_only, None)
     }
 
     /// The open file under a map, for other processes to use with [`Map::from_fd`]; `None` for a
@@ -190,18 +227,31 @@ impl Map {
     }
 }
 
+/// Nobody could find what is in the slots of a file that no directory lists.
+fn refuse_objects(path: &Path, attr: &MapAttr) -> Result<(), FileError> {
+    match Kind::of(attr.map_type).is_some_and(Kind::holds_objects) {
+        true => Err(FileError::NoDirectory(path.to_owned())),
+        false => Ok(()),
+    }
+}
+
 /// What a new file holds, and the mode of the handle to it.
 fn content<'a>(
     path: &Path,
     attr: &MapAttr,
     btf: &'a [u8],
+    template: Option<Template>,
 ) -> Result<(Content<'a>, HandleMode), FileError> {
     check_machine()?;
     let cpus = possible_cpus();
-    let shape = Shape::of(attr, cpus, btf.len() as u64).map_err(FileError::header(path))?;
-    fields(path, attr, btf)?;
+    let shape =
+        Shape::of(attr, cpus, btf.len() as u64, template).map_err(FileError::header(path))?;
+    if template.is_none() {
+        fields(path, attr, btf)?;
+    }
     let content = Content {
         header: Header::of(&shape, cpus),
+        template: template.as_ref().map(TemplateHeader::of),
         btf,
         btf_offset: shape.geometry.btf_offset,
         file_len: shape.geometry.file_len,
@@ -245,31 +295,46 @@ fn open(path: &Path, read_only: bool) -> Result<File, FileError> {
 }
 
 /// The map in an open file that nobody else uses in this process.
-fn adopt(path: &Path, file: File, mode: HandleMode, read_only: bool) -> Result<Map, FileError> {
+fn adopt(
+    path: &Path,
+    file: File,
+    mode: HandleMode,
+    read_only: bool,
+    directory: Option<&Arc<dyn Directory>>,
+) -> Result<Map, FileError> {
     let metadata = file.metadata().map_err(FileError::io(path, "open"))?;
     if !metadata.is_file() {
         return Err(FileError::NotRegular(path.to_owned()));
     }
     let key = (metadata.dev(), metadata.ino());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    open.retain(|other| other.map.strong_count() > 0);
+    let process = std::process::id();
+    open.retain(|other| other.map.strong_count() > 0 && other.process == process);
     let same = open.iter().find(|other| other.key == key && other.read_only == read_only);
     if let Some(inner) = same.and_then(|other| other.map.upgrade()) {
         return Ok(MapRef { inner }.with_mode(mode));
     }
     let shape = read_shape(path, &file, metadata.len())?;
-    let map = map_file(path, Arc::new(file), key, read_only, &shape)?;
-    open.push(OpenFile { key, read_only, map: Arc::downgrade(&map.inner) });
+    let map = map_file(path, Arc::new(file), key, read_only, &shape, directory)?;
+    open.push(OpenFile { key, process, read_only, map: Arc::downgrade(&map.inner) });
     Ok(map.with_mode(mode))
 }
 
-fn read_shape(path: &Path, file: &File, len: u64) -> Result<Shape, FileError> {
+/// What a file of this length says of itself, once it was judged.
+pub(super) fn read_shape(path: &Path, file: &File, len: u64) -> Result<Shape, FileError> {
     if len < PAGE {
         return Err(FileError::header(path)(HeaderError::Short(len)));
     }
     let mut header = Header::new_zeroed();
     file.read_exact_at(header.as_mut_bytes(), 0).map_err(FileError::io(path, "read"))?;
-    header.check(len, possible_cpus()).map_err(FileError::header(path))
+    let mut template = None;
+    if header.has_template() {
+        let mut header = TemplateHeader::new_zeroed();
+        let read = file.read_exact_at(header.as_mut_bytes(), TEMPLATE_OFFSET);
+        read.map_err(FileError::io(path, "read"))?;
+        template = Some(header.check().map_err(FileError::header(path))?);
+    }
+    header.check(len, possible_cpus(), template).map_err(FileError::header(path))
 }
 
 fn map_file(
@@ -278,8 +343,12 @@ fn map_file(
     key: (u64, u64),
     read_only: bool,
     shape: &Shape,
+    directory: Option<&Arc<dyn Directory>>,
 ) -> Result<MapRef, FileError> {
-    let Shape { attr, layout, geometry } = shape;
+    let Shape { attr, layout, geometry, template, .. } = shape;
+    if layout.kind().holds_objects() && directory.is_none() {
+        return Err(FileError::NoDirectory(path.to_owned()));
+    }
     let no_memory = || FileError::create(path)(CreateError::NoMemory(geometry.file_len));
     let sealed = fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
     let source = Source {
@@ -301,28 +370,43 @@ fn map_file(
             Some(Lanes::new(words, seat))
         }
     };
+    // The ids. What programs load from the area is each process's own.
+    let slots = match layout.kind().holds_objects() {
+        true => part(PAGE, u64::from(layout.max_entries()) * u64::from(layout.stride()))?,
+        false => part(PAGE, 0)?,
+    };
     let area = match layout.kind() {
         Kind::PercpuArray => {
             Extent::of_file(layout.window_len(), &source, |cpu| geometry.cpu_offset(cpu))
                 .and_then(|extent| Area::allocate_over(layout, Some(extent)))
         }
-        // Files of other maps have no geometry.
-        Kind::Array
-        | Kind::ProgArray
-        | Kind::PerfEventArray
-        | Kind::CgroupArray
-        | Kind::ArrayOfMaps => Area::over(layout, whole, None),
+        Kind::Array => Area::over(layout, whole, None),
+        Kind::ProgArray | Kind::PerfEventArray | Kind::CgroupArray | Kind::ArrayOfMaps => {
+            Area::allocate(layout)
+        }
     }
     .map_err(FileError::errno_of(path, "map"))?;
     let (long_writers, value_locks) = (Mutex::new(0), Mutex::default());
-    let geometry = *geometry;
-    let file = MapFile { key, source, geometry, header, lanes, long_writers, value_locks };
-    let btf = match attr.btf_value_type_id {
+    let (shape, directory) = (*shape, directory.cloned());
+    if let Some(directory) = &directory {
+        directory.opened(source.file.as_fd());
+    }
+    let file =
+        MapFile { key, source, shape, header, slots, lanes, long_writers, value_locks, directory };
+    let described = template.as_ref().map_or(attr, |template| &template.attr);
+    let btf = match described.btf_value_type_id {
         0 => Vec::new(),
         // As much as the kernel takes. More would be for somebody else to read.
-        _ if geometry.btf_len > BTF_MAX_SIZE => Vec::new(),
+        _ if shape.geometry.btf_len > BTF_MAX_SIZE => Vec::new(),
         _ => file.read_btf().map_err(FileError::io(path, "read BTF of"))?,
     };
-    let fields = fields(path, attr, &btf)?;
-    MapRef::over_file(attr, *layout, area, fields, Arc::new(file)).map_err(FileError::create(path))
+    let fields = fields(path, described, &btf)?;
+    let (fields, inner) = match template {
+        None => (fields, None),
+        Some(Template { layout, .. }) => {
+            (SpecialFields::none(), Some(InSlots { layout: *layout, fields }))
+        }
+    };
+    MapRef::over_file(attr, *layout, area, fields, inner, Arc::new(file))
+        .map_err(FileError::create(path))
 }

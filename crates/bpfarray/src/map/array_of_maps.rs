@@ -1,7 +1,7 @@
 //! The slots of an ARRAY_OF_MAPS, and the way from an address back to the map in which it is.
 
 use std::collections::HashMap;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 
 use bpfarray_core::btf::SpecialFields;
@@ -26,6 +26,8 @@ pub(crate) struct MapArray {
     slots: Slots<Held>,
     /// One slot, with the version that readers search.
     ranges: Slots<Ranges>,
+    /// How many of the maps are PERCPU_ARRAYs in files.
+    percpu_files: AtomicU64,
     writer: Mutex<Writer>,
 }
 
@@ -86,6 +88,10 @@ fn ranges(map: &MapRef) -> impl Iterator<Item = (Place, u64)> {
         .map(|(start, len)| (start, len as u64))
 }
 
+fn is_percpu_file(map: &MapRef) -> bool {
+    map.layout().kind() == Kind::PercpuArray && map.inner.gate.file().is_some()
+}
+
 impl MapArray {
     /// Slots for as many maps of the shape of `template` as there is room for addresses.
     pub(crate) fn new(
@@ -101,6 +107,7 @@ impl MapArray {
             addresses,
             slots: Slots::new(len)?,
             ranges: Slots::new(1)?,
+            percpu_files: AtomicU64::new(0),
             writer: Mutex::new(writer),
         }))
     }
@@ -113,13 +120,14 @@ impl MapArray {
         &self.fields
     }
 
+    /// Whether a map may be put into a slot.
+    pub(crate) fn check(&self, map: &MapRef) -> Result<(), InnerError> {
+        meta_equal((&self.template, &self.fields), (map.layout(), map.special_fields()))
+    }
+
     /// Puts a map into a slot.
     pub(crate) fn insert(self: &Arc<Self>, index: u32, map: MapRef) -> Result<(), InnerError> {
-        meta_equal((&self.template, &self.fields), (map.layout(), map.special_fields()))?;
-        // A program claims the lanes of its shared maps before it runs, and cannot know of this one.
-        if map.inner.gate.file().is_some() && map.layout().kind() == Kind::PercpuArray {
-            return Err(InnerError::Unsupported);
-        }
+        self.check(&map)?;
         let mut writer = lock(&self.writer);
         let uses = writer.uses.entry(map.addr()).or_insert(0);
         *uses += 1;
@@ -128,6 +136,7 @@ impl MapArray {
                 writer.ranges.insert(start, (len, map.clone()));
             }
             self.ranges.replace(0, Some(writer.ranges.clone()));
+            self.percpu_files.fetch_add(is_percpu_file(&map).into(), Ordering::Relaxed);
         }
         let addr = map.addr();
         // After the ranges: see `map_at`.
@@ -149,6 +158,21 @@ impl MapArray {
         debug_assert!(stored.is_ok(), "the rules let no index past the end through");
     }
 
+    /// All maps that are in slots, and some that were until a moment ago.
+    pub(crate) fn maps(&self) -> Vec<MapRef> {
+        let writer = lock(&self.writer);
+        let areas = writer.ranges.iter().filter(|(place, _)| matches!(place, Place::Area(_)));
+        areas.map(|(_, (_, map))| map.clone()).collect()
+    }
+
+    /// The PERCPU_ARRAYs among them whose values are in files.
+    pub(crate) fn percpu_files(&self) -> Vec<MapRef> {
+        if self.percpu_files.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        self.maps().into_iter().filter(is_percpu_file).collect()
+    }
+
     /// One slot less in which a map is, or was.
     fn forget(&self, map: &MapRef) {
         let mut writer = lock(&self.writer);
@@ -160,6 +184,7 @@ impl MapArray {
                 writer.ranges.remove(start);
             }
             self.ranges.replace(0, Some(writer.ranges.clone()));
+            self.percpu_files.fetch_sub(is_percpu_file(map).into(), Ordering::Relaxed);
         }
     }
 

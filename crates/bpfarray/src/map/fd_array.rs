@@ -12,6 +12,12 @@ impl Map {
     /// The id of the object in a slot.
     pub(super) fn lookup_id(&self, index: u32) -> Result<u32, LookupError> {
         let index = fd_array::lookup_elem(self.layout(), index)?;
+        let no_entry = LookupError::NoEntry { index, max_entries: self.max_entries() };
+        if let Some(shared) = &self.inner.shared {
+            // Ids of programs and maps have 32 bits.
+            let id = u32::try_from(shared.id(index)).ok().filter(|&id| id != 0);
+            return id.ok_or(no_entry);
+        }
         let lane = Lane::enter();
         let id = match &self.inner.contents {
             Contents::Programs(programs) => programs.get(&lane, index).map(|program| program.id()),
@@ -21,7 +27,7 @@ impl Map {
             | Contents::Events(_)
             | Contents::Cgroups(_) => return Err(LookupError::Unsupported),
         };
-        id.ok_or(LookupError::NoEntry { index, max_entries: self.max_entries() })
+        id.ok_or(no_entry)
     }
 
     /// Puts an object into a slot, in the place of what may be there. `flags` must be 0.
@@ -30,11 +36,13 @@ impl Map {
     /// The variants of [`UpdateError`] in their order. An object of the wrong kind is
     /// [`UpdateError::ObjectKind`] to a PROG_ARRAY or ARRAY_OF_MAPS and
     /// [`UpdateError::BadDescriptor`] to a PERF_EVENT_ARRAY or CGROUP_ARRAY; a map of values holds no
-    /// objects at all.
+    /// objects at all. To a map in a [`Directory`](crate::Directory) an object that it does not list, so that no other
+    /// process could find it, is [`UpdateError::ObjectKind`].
     ///
     /// # Concurrency
-    /// A program finds the old object or the new one. An ARRAY_OF_MAPS waits until no program has the old
-    /// map any more, unless this thread is in a lane.
+    /// A program finds the old object or the new one. An ARRAY_OF_MAPS waits until no program of this process has the old
+    /// map any more, unless this thread is in a lane. Whoever changes the slots of a map in a [`Directory`](crate::Directory)
+    /// holds what keeps others from changing them.
     ///
     /// # Kernel
     /// `bpf_fd_array_map_update_elem`, `maybe_wait_bpf_programs`
@@ -62,6 +70,10 @@ impl Map {
         if layout.kind().holds_objects() {
             fd_array::update_elem(layout, index, flags)?;
         }
+        if let Some(shared) = &self.inner.shared {
+            shared.replace(index, self.id_for_slot(object)?);
+            return Ok(());
+        }
         match (contents, object) {
             (Contents::Array | Contents::PercpuArray, _) => return Err(UpdateError::ObjectKind),
             (Contents::Programs(programs), Object::Program(program)) => {
@@ -86,12 +98,30 @@ impl Map {
         Ok(())
     }
 
+    /// What stands in a slot of a shared map for an object, if it may be there.
+    fn id_for_slot(&self, object: &Object) -> Result<u64, UpdateError> {
+        match (&self.inner.contents, object) {
+            (Contents::Maps(maps), Object::Map(map)) => {
+                maps.check(map)?;
+                map.listed_id().map(u64::from).ok_or(UpdateError::ObjectKind)
+            }
+            (Contents::Programs(_), Object::Program(program)) => {
+                self.claim_owner(&program.owner())?;
+                Ok(program.id().into())
+            }
+            (Contents::Cgroups(_), Object::Cgroup(cgroup)) => Ok(cgroup.id()),
+            (Contents::Events(_) | Contents::Cgroups(_), _) => Err(UpdateError::BadDescriptor),
+            _ => Err(UpdateError::ObjectKind),
+        }
+    }
+
     /// Waits until no program has a map any more that was replaced before.
     ///
     /// # Kernel
     /// `maybe_wait_bpf_programs`
     #[doc(alias = "maybe_wait_bpf_programs")]
     pub(super) fn wait_for_programs(&self) {
+        self.refresh_if_used();
         match &self.inner.contents {
             Contents::Maps(_) => {
                 // Inside a lane this is impossible, and the kernel has no such callers.
@@ -109,7 +139,15 @@ impl Map {
 
 impl MapRef {
     pub(crate) fn type_delete_elem(&self, index: u32) -> Result<(), DeleteError> {
-        let Inner { layout, contents, .. } = &*self.inner;
+        let Inner { layout, contents, shared, .. } = &*self.inner;
+        if let Some(shared) = shared {
+            let index = fd_array::delete_elem(layout, index)?;
+            if !shared.is_filled(index, layout.map_flags()) {
+                return Err(DeleteError::NoEntry(index));
+            }
+            shared.replace(index, 0);
+            return Ok(());
+        }
         let was_filled = match contents {
             Contents::Array => return array::delete_elem(layout, index),
             Contents::PercpuArray => return percpu_array::delete_elem(layout, index),

@@ -7,6 +7,7 @@ mod fd_array;
 mod info;
 mod prog_array;
 mod reference;
+mod shared;
 
 use std::fmt;
 use std::ops::Deref;
@@ -19,8 +20,8 @@ use crate::numa::online_nodes;
 
 pub use self::info::MapInfo;
 pub(crate) use self::reference::Contents;
-pub(crate) use self::reference::Inner;
 pub use self::reference::MapRef;
+pub(crate) use self::reference::{InSlots, Inner};
 
 /// A handle to a map: what a file descriptor from `bpf(2)` is.
 ///

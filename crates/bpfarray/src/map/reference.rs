@@ -12,6 +12,7 @@ use bpfarray_core::{Errno, Layout};
 
 use super::array_of_maps::MapArray;
 use super::prog_array::ProgArray;
+use super::shared::SharedSlots;
 use super::{File, Map};
 use crate::area::Area;
 use crate::cgroup::Cgroup;
@@ -37,10 +38,12 @@ pub struct MapRef {
 pub(crate) struct Inner {
     pub(super) id: u32,
     pub(super) name: String,
-    pub(super) attr: MapAttr,
+    pub(crate) attr: MapAttr,
     pub(crate) layout: Layout,
     pub(crate) area: Area,
     pub(crate) contents: Contents,
+    /// What the slots of a map that processes share were last seen to hold.
+    pub(super) shared: Option<SharedSlots>,
     pub(crate) gate: WriteGate,
     pub(crate) fields: SpecialFields,
     pub(crate) timers: Timers,
@@ -59,6 +62,12 @@ pub(crate) enum Contents {
     Maps(Arc<MapArray>),
 }
 
+/// What maps in the slots of an ARRAY_OF_MAPS have in common.
+pub(crate) struct InSlots {
+    pub(crate) layout: Layout,
+    pub(crate) fields: SpecialFields,
+}
+
 /// A perf event, and the open file through which it came.
 pub(crate) struct Event {
     pub(crate) event: Arc<dyn EventObject>,
@@ -75,6 +84,10 @@ impl Inner {
         let needed = layout.window_len().saturating_mul(u64::from(possible_cpus()));
         let no_memory = CreateError::NoMemory(needed.saturating_add(layout.payload_len()));
         let area = Area::allocate(&layout).map_err(|_| no_memory)?;
+        let inner = inner.map(|inner| InSlots {
+            layout: *inner.layout(),
+            fields: inner.special_fields().clone(),
+        });
         let mut map = Self::assemble(attr, layout, area, inner, None)?;
         if attr.btf_value_type_id != 0 {
             map.fields = attr.check_btf(creator, creator.btf.ok_or(CreateError::NoBtf)?)?;
@@ -87,7 +100,7 @@ impl Inner {
         attr: &MapAttr,
         layout: Layout,
         area: Area,
-        inner: Option<&MapRef>,
+        inner: Option<InSlots>,
         file: Option<Arc<MapFile>>,
     ) -> Result<Self, CreateError> {
         static LAST_ID: AtomicU32 = AtomicU32::new(0);
@@ -102,10 +115,24 @@ impl Inner {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| last.checked_add(1))
             .map_err(|_| no_memory)?
             + 1;
+        let shared = file.as_ref().and_then(SharedSlots::of);
         let (gate, users) = (WriteGate::new(file), AtomicU64::new(0));
         let (fields, timers, kptrs) = (SpecialFields::none(), Timers::default(), Kptrs::default());
         let attr = *attr;
-        Ok(Self { id, name, attr, layout, area, contents, gate, fields, timers, kptrs, users })
+        Ok(Self {
+            id,
+            name,
+            attr,
+            layout,
+            area,
+            contents,
+            shared,
+            gate,
+            fields,
+            timers,
+            kptrs,
+            users,
+        })
     }
 }
 
@@ -116,7 +143,7 @@ impl Drop for Inner {
 }
 
 impl Contents {
-    fn create(layout: &Layout, area: &Area, inner: Option<&MapRef>) -> Result<Self, Errno> {
+    fn create(layout: &Layout, area: &Area, inner: Option<InSlots>) -> Result<Self, Errno> {
         let len = layout.max_entries();
         Ok(match layout.kind() {
             Kind::Array => Self::Array,
@@ -125,9 +152,8 @@ impl Contents {
             Kind::PerfEventArray => Self::Events(Slots::new(len)?),
             Kind::CgroupArray => Self::Cgroups(Slots::new(len)?),
             Kind::ArrayOfMaps => {
-                let template = inner.ok_or(Errno::EBADF)?;
-                let (template, fields) = (*template.layout(), template.special_fields().clone());
-                Self::Maps(MapArray::new(template, fields, area.payload().clone())?)
+                let InSlots { layout, fields } = inner.ok_or(Errno::EBADF)?;
+                Self::Maps(MapArray::new(layout, fields, area.payload().clone())?)
             }
         })
     }
@@ -144,9 +170,10 @@ impl MapRef {
         layout: Layout,
         area: Area,
         fields: SpecialFields,
+        inner: Option<InSlots>,
         file: Arc<MapFile>,
     ) -> Result<Self, CreateError> {
-        let mut map = Inner::assemble(attr, layout, area, None, Some(file))?;
+        let mut map = Inner::assemble(attr, layout, area, inner, Some(file))?;
         map.fields = fields;
         Ok(Self::new(map))
     }
@@ -175,6 +202,8 @@ impl MapRef {
             Contents::Events(events) if !self.map_flags().contains(MapFlags::PRESERVE_ELEMS) => {
                 events.clear_where(|event| event.file == file);
             }
+            // Other processes may be users, too. Whoever looks for what nobody refers to finds that none is left.
+            Contents::Programs(_) if self.has_shared_slots() => return,
             Contents::Programs(programs) if last => programs.clear(),
             Contents::Array if last => self.inner.last_user_left(),
             Contents::Array
@@ -190,6 +219,11 @@ impl MapRef {
     /// The map's id: positive, and never used again in this process.
     pub fn id(&self) -> u32 {
         self.inner.id
+    }
+
+    /// The id under which a [`Directory`](crate::Directory) lists the map's file; `None` for other maps.
+    pub fn listed_id(&self) -> Option<u32> {
+        self.inner.gate.file()?.listed_id()
     }
 
     /// The map's name, at most 15 characters.
@@ -294,6 +328,9 @@ impl MapRef {
     /// other maps.
     #[doc(alias = "bpf_map_owner")]
     pub fn owner(&self) -> Option<Owner> {
+        if let Some(shared) = &self.inner.shared {
+            return shared.file().owner();
+        }
         match &self.inner.contents {
             Contents::Programs(programs) => programs.owner(),
             Contents::Array
@@ -314,6 +351,12 @@ impl MapRef {
     /// `bpf_prog_map_compatible`
     #[doc(alias = "bpf_prog_map_compatible")]
     pub fn claim_owner(&self, program: &Owner) -> Result<(), OwnerError> {
+        if let Some(shared) = &self.inner.shared
+            && shared.kind() == Kind::ProgArray
+        {
+            shared.file().claim_owner(program)?;
+        }
+        // Programs of this process rely on their own table, whatever others write to the file.
         match &self.inner.contents {
             Contents::Programs(programs) => programs.claim(program),
             Contents::Array

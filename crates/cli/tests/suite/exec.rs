@@ -158,6 +158,59 @@ fn bpftool_makes_and_finds_pinned_maps() {
 }
 
 #[test]
+fn bpftool_fills_and_shows_maps_of_maps() {
+    let Some(_) = library().filter(|_| is_installed("bpftool")) else {
+        eprintln!("SKIPPED: no bpftool, or no library");
+        return;
+    };
+    let path = objects("of-maps");
+    let run = |arguments: &str| {
+        let words: Vec<_> = std::iter::once("--").chain(arguments.split_whitespace()).collect();
+        let output = exec(&path, &words).output().unwrap();
+        let (found, errors) = text(&output);
+        (output.status.success(), found + &errors)
+    };
+    let ok = |text: &str| (true, text.to_owned());
+    let create = |name: &str, what: &str| {
+        assert_eq!(
+            run(&format!("bpftool map create /sys/fs/bpf/{name} {what} name {name}")),
+            ok("")
+        );
+    };
+    create("inner", "type array key 4 value 8 entries 2");
+    create("other", "type array key 4 value 8 entries 2");
+    create("longer", "type array key 4 value 8 entries 3");
+    let outer = "type array_of_maps key 4 value 4 entries 3";
+    let inner_map = "inner_map pinned /sys/fs/bpf";
+    create("outer", &format!("{outer} {inner_map}/inner"));
+    let put = |index: u32, name: &str| {
+        let outer = "bpftool map update pinned /sys/fs/bpf/outer key";
+        run(&format!("{outer} {index} 0 0 0 value pinned /sys/fs/bpf/{name}"))
+    };
+    assert_eq!((put(1, "inner"), put(2, "other")), (ok(""), ok("")));
+    assert!(!put(0, "longer").0 && !put(0, "outer").0 && !put(3, "inner").0);
+    // The slot keeps it.
+    assert_eq!(run("rm /sys/fs/bpf/other"), ok(""));
+    assert_eq!(run("bpftool map update id 2 key 0 0 0 0 value 1 2 3 4 5 6 7 8"), ok(""));
+    let entries = "key: 01 00 00 00  value: 01 00 00 00\nkey: 02 00 00 00  value: 02 00 00 00\n";
+    let dump = run("bpftool map dump pinned /sys/fs/bpf/outer");
+    assert_eq!(dump, ok(&format!("{entries}Found 2 elements\n")));
+    let lookup = |key: u32| run(&format!("bpftool map lookup id 4 key {key} 0 0 0"));
+    assert_eq!(lookup(2), ok("key: 02 00 00 00  value: 02 00 00 00\n"));
+    assert!(lookup(0).1.contains("Not found"));
+    assert_eq!(run("bpftool map delete id 4 key 2 0 0 0"), ok(""));
+    assert!(!run("bpftool map show id 2").0, "nothing refers to it any more");
+    assert!(!run("bpftool map delete id 4 key 2 0 0 0").0, "the slot is empty");
+    create("groups", "type cgroup_array key 4 value 4 entries 1");
+    create("events", "type perf_event_array key 4 value 4 entries 1");
+    create("programs", "type prog_array key 4 value 4 entries 1");
+    assert_eq!(run("bpftool map dump pinned /sys/fs/bpf/programs"), ok("Found 0 elements\n"));
+    let nested = format!("bpftool map create /sys/fs/bpf/n {outer} name n {inner_map}/outer");
+    assert!(!run(&nested).0);
+    std::fs::remove_dir_all(path).unwrap();
+}
+
+#[test]
 fn calls_are_traced_to_stderr() {
     let Some(_) = library().filter(|_| is_installed("python3")) else { return };
     let path = objects("trace");

@@ -6,6 +6,7 @@ use bpfarray_core::batch::{
 };
 
 use super::elem::has_spin_lock;
+use super::object;
 use crate::attr::Attr;
 use crate::file::OpenMap;
 use crate::kernel::Kernel;
@@ -145,15 +146,18 @@ pub(super) fn lookup(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
 /// `generic_map_update_batch`
 pub(super) fn update(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     attr.ends_at(END)?;
-    kernel.with_map(attr.fd(MAP_FD), |map| {
+    let slots = kernel.with_map(attr.fd(MAP_FD), |map| {
         let (layout, frozen) = (map.handle.layout(), map.handle.is_frozen());
         check_update(layout, &request(map, attr), frozen, has_spin_lock(map))
             .map_err(|error| error.errno())?;
         let parts = Parts::of(kernel, attr, map);
         if parts.count == 0 {
-            return Ok(());
+            return Ok(None);
         }
         attr.put_u32(&kernel.user, COUNT, 0)?;
+        if layout.kind().holds_objects() {
+            return Ok(Some(parts));
+        }
         let (mut done, mut result) = (0, Ok(()));
         let (mut keys, mut values) = parts.buffers()?;
         while done < parts.count && result.is_ok() {
@@ -176,8 +180,39 @@ pub(super) fn update(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
             }
         }
         attr.put_u32(&kernel.user, COUNT, done)?;
-        result
-    })
+        result.map(|()| None)
+    })?;
+    slots.map_or(Ok(()), |parts| update_slots(&parts, attr))
+}
+
+/// Fills slots with the objects behind descriptors.
+fn update_slots(parts: &Parts<'_>, attr: &Attr) -> Result<(), Errno> {
+    /// As many as that wait together until no program has the old objects.
+    const TOGETHER: u32 = 1024;
+    let (kernel, mut done, mut result) = (parts.kernel, 0, Ok(()));
+    while done < parts.count && result.is_ok() {
+        let (mut keys, mut fds) = (Vec::new(), Vec::new());
+        for index in done..parts.count.min(done.saturating_add(TOGETHER)) {
+            let key = parts.key_at(index).and_then(|at| kernel.user.read_u32(at));
+            let both = key.and_then(|key| Ok((key, kernel.user.read_u32(parts.value_at(index)?)?)));
+            match both {
+                Ok((key, fd)) => {
+                    keys.push(key);
+                    fds.push(fd.cast_signed());
+                }
+                Err(errno) => {
+                    result = Err(errno);
+                    break;
+                }
+            }
+        }
+        let (count, stored) =
+            object::update_many(kernel, attr.fd(MAP_FD), &keys, &fds, parts.flags);
+        done += count;
+        result = stored.and(result);
+    }
+    attr.put_u32(&kernel.user, COUNT, done)?;
+    result
 }
 
 /// Reads as many elements as there are `keys`.

@@ -4,9 +4,8 @@ use std::fs;
 
 use bpfarray::{HandleMode, Map, online_nodes};
 use bpfarray_core::Errno;
-use bpfarray_core::attr::{Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType};
+use bpfarray_core::attr::{CreateError, Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType};
 use bpfarray_core::btf::Btf;
-use bpfarray_core::map::Kind as MapKind;
 
 use crate::attr::Attr;
 use crate::file::{MapObject, Object};
@@ -18,6 +17,7 @@ const KEY_SIZE: usize = 4;
 const VALUE_SIZE: usize = 8;
 const MAX_ENTRIES: usize = 12;
 const MAP_FLAGS: usize = 16;
+const INNER_MAP_FD: usize = 20;
 const NUMA_NODE: usize = 24;
 const MAP_NAME: usize = 28;
 const MAP_IFINDEX: usize = 44;
@@ -48,12 +48,21 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
         map_extra: attr.u64(MAP_EXTRA),
         excl_prog_hash: None,
     };
-    // Slots hold objects of one process, and files can be used by many.
-    if MapKind::of(map.map_type).is_some_and(MapKind::holds_objects) {
-        return Err(Errno::EINVAL);
-    }
     let creator = Creator { online_nodes: online_nodes(), ..Creator::default() };
-    map.check(&creator).map_err(|error| error.errno())?;
+    // First, and so released last: a process that is forked meanwhile must not have what is held here of maps.
+    let locked = kernel.lock()?;
+    let inner = match map.map_type {
+        MapType::ARRAY_OF_MAPS => {
+            kernel.with_map(attr.fd(INNER_MAP_FD), |inner| Ok(Some(inner.handle.to_ref())))
+        }
+        _ => Ok(None),
+    };
+    let template = inner.as_ref().ok().and_then(Option::as_ref).map(|inner| inner.layout());
+    map.check_with(&creator, template).map_err(|error| match (error, &inner) {
+        // Why there is none.
+        (CreateError::NoInnerMap, Err(errno)) => *errno,
+        _ => error.errno(),
+    })?;
     map.check_name().map_err(|error| error.errno())?;
     let btf = match map.btf_value_type_id {
         0 => None,
@@ -71,10 +80,9 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
         None => &[],
     };
     let mode = HandleMode::of(map.map_flags);
-    let locked = kernel.lock()?;
     let id = locked.next_id(Kind::Map)?;
     let path = kernel.root.object(Kind::Map, id);
-    let created = Map::create_file_with_id(&path, &map, bytes, id);
+    let created = Map::create_in(&kernel.directory(), &path, id, &map, bytes, inner?.as_ref());
     let created = created.map_err(|error| no_memory(error.errno()))?;
     let opened = btf.map_or(Ok(()), |btf| locked.keep_btf(id, btf.id)).and_then(|()| {
         let file = locked.open_new(Kind::Map, id, mode)?;
@@ -84,7 +92,6 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
         // Without a reference, it would be swept later anyway.
         let _ = fs::remove_file(&path);
     })?;
-    drop(locked);
     Ok(kernel.install(file, Some(Object::Map(object.with_mode(mode)))))
 }
 

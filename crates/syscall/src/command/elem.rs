@@ -6,6 +6,7 @@ use bpfarray_core::attr::elem_flags::F_LOCK;
 use bpfarray_core::btf::FieldMask;
 use bpfarray_core::map::{self, LookupAndDeleteError};
 
+use super::object;
 use crate::attr::Attr;
 use crate::file::OpenMap;
 use crate::kernel::Kernel;
@@ -74,7 +75,7 @@ pub(super) fn lookup(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
 pub(super) fn update(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     attr.ends_at(END_OF_ELEM)?;
     let flags = attr.u64(FLAGS);
-    kernel.with_map(attr.fd(MAP_FD), |map| {
+    let slot = kernel.with_map(attr.fd(MAP_FD), |map| {
         let handle = &map.handle;
         let (layout, frozen) = (handle.layout(), handle.is_frozen());
         map::check_update(
@@ -87,23 +88,36 @@ pub(super) fn update(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
         )
         .map_err(|error| error.errno())?;
         let key = kernel.user.read_u32(attr.pointer(KEY))?;
+        if layout.kind().holds_objects() {
+            return Ok(Some((key, kernel.user.read_u32(attr.pointer(VALUE))?)));
+        }
         with_buffer(handle.user_size(), |value| {
             kernel.user.read(attr.pointer(VALUE), value)?;
             handle.update_elem(key, value, flags).map_err(|error| error.errno())
-        })
-    })
+        })?;
+        Ok(None)
+    })?;
+    match slot {
+        None => Ok(()),
+        Some((key, fd)) => object::update(kernel, attr.fd(MAP_FD), key, fd.cast_signed(), flags),
+    }
 }
 
 /// # Kernel
 /// `map_delete_elem`
 pub(super) fn delete(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     attr.ends_at(END_OF_DELETE)?;
-    kernel.with_map(attr.fd(MAP_FD), |map| {
+    let slot = kernel.with_map(attr.fd(MAP_FD), |map| {
         map::check_delete(map.handle.mode(), map.handle.is_frozen())
             .map_err(|error| error.errno())?;
         let key = kernel.user.read_u32(attr.pointer(KEY))?;
-        map.handle.delete_elem(key).map_err(|error| error.errno())
-    })
+        if map.handle.layout().kind().holds_objects() {
+            return Ok(Some(key));
+        }
+        map.handle.delete_elem(key).map_err(|error| error.errno())?;
+        Ok(None)
+    })?;
+    slot.map_or(Ok(()), |key| object::delete(kernel, attr.fd(MAP_FD), key))
 }
 
 /// # Kernel

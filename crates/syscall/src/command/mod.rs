@@ -6,6 +6,7 @@ mod create;
 mod elem;
 mod id;
 mod info;
+mod object;
 mod pin;
 
 use bpfarray_core::Errno;
