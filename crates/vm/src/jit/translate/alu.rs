@@ -12,10 +12,15 @@ impl Translation<'_, '_> {
         let (dst, src) = (op.dst().index(), op.src().index());
         let wide = insn.class() == class::ALU64;
         let width = if wide { types::I64 } else { types::I32 };
-        let left = self.get(dst);
+        let is_reg = insn.code & X != 0;
+        // What is overwritten unread stays unread: it would be carried around loops.
         let result = match insn.op() {
-            alu::END => self.byte_order(insn, left),
+            alu::END => {
+                let left = self.get(dst);
+                self.byte_order(insn, left)
+            }
             alu::NEG => {
+                let left = self.get(dst);
                 let left = self.low(left, width);
                 self.builder.ins().ineg(left)
             }
@@ -25,10 +30,14 @@ impl Translation<'_, '_> {
                 let low = self.low(right, from);
                 if from == width { low } else { self.builder.ins().sextend(width, low) }
             }
+            alu::MOV => {
+                let right = if is_reg { self.get(src) } else { self.int(op.imm) };
+                self.low(right, width)
+            }
             op_code => {
-                let is_reg = insn.code & X != 0;
                 let right = if is_reg { self.get(src) } else { self.int(op.imm) };
                 let right = self.low(right, width);
+                let left = self.get(dst);
                 let left = self.low(left, width);
                 let constant =
                     (!is_reg).then_some(if wide { op.imm } else { op.imm as u32 as u64 });
@@ -75,8 +84,7 @@ impl Translation<'_, '_> {
             alu::DIV if off == 0 => self.unsigned(left, right, constant, false),
             alu::MOD if off == 0 => self.unsigned(left, right, constant, true),
             alu::DIV => self.signed(left, right, false),
-            alu::MOD => self.signed(left, right, true),
-            _ => right,
+            _ => self.signed(left, right, true),
         }
     }
 
