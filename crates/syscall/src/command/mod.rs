@@ -70,6 +70,11 @@ commands! {
     31 LINK_GET_NEXT_ID,
 }
 
+/// Whether a command waits for nobody, and copies no more than an element.
+pub(crate) const fn is_quick(cmd: u32) -> bool {
+    matches!(cmd, MAP_LOOKUP_ELEM | MAP_UPDATE_ELEM | MAP_DELETE_ELEM | MAP_GET_NEXT_KEY)
+}
+
 /// # Kernel
 /// `__sys_bpf`
 #[inline]
