@@ -1,6 +1,6 @@
 //! Staying beside a program whose bpf(2) calls the kernel hands over.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, exit};
@@ -34,7 +34,8 @@ pub(crate) fn supervise(
     thread::Builder::new().spawn(move || pass_on(&signals, &program)).in_file(path)?;
     let serve = move || {
         if let Err(error) = listener.serve(root, trace) {
-            eprintln!("bpfarray: no more calls are answered: {error}");
+            // Nobody is left to tell if this fails too.
+            let _ = writeln!(io::stderr(), "bpfarray: no more calls are answered: {error}");
         }
     };
     thread::Builder::new().spawn(serve).in_file(path)?;

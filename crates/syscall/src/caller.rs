@@ -134,6 +134,9 @@ pub(crate) fn still_waits() -> Result<(), Errno> {
 /// EBADF; others where the kernel has no such way to the descriptors of a thread (before Linux 6.9).
 pub(crate) fn copy_of(fd: RawFd) -> Result<OwnedFd, rustix::io::Errno> {
     use rustix::io::Errno;
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
     let tid = process().ok_or(Errno::SRCH)?;
     let copy = |thread: &OwnedFd| pidfd_getfd(thread, fd as ForeignRawFd, PidfdGetfdFlags::empty());
     THREADS.with_borrow_mut(|threads| {

@@ -70,8 +70,8 @@ impl Kernel {
     pub(crate) fn claim_event_slot(map: &Map, index: u32, map_fd: RawFd) -> Result<(), Errno> {
         if caller::process().is_some() {
             // Another process's descriptor: a copy has the same open file.
-            let copy = caller::copy_of(map_fd)
-                .map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+            let copy =
+                caller::copy_of(map_fd).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
             let claimed = map.claim_event_slot(index, copy.as_fd(), 0);
             return claimed.map_err(|error| error.errno());
         }

@@ -92,6 +92,9 @@ fn a_program_without_libc_is_answered_and_traced() {
     let path = objects("raw");
     let output = supervised(&path, &[&program]).output().unwrap();
     assert_eq!(output.status.code(), Some(42));
+    // As many descriptors as it has: the map is made, and goes again.
+    let script = format!("ulimit -n 3; exec {program}");
+    assert_eq!(supervised(&path, &["sh", "-c", &script]).status().unwrap().code(), Some(1));
     let mut traced = command("exec --seccomp --trace --root");
     let output = traced.arg(&path).args(["--", &program]).output().unwrap();
     assert_eq!(output.status.code(), Some(42));
@@ -222,6 +225,27 @@ fn signals_are_handed_on_to_the_program() {
     let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     assert_eq!(child.wait().unwrap().code(), Some(9));
+    std::fs::remove_dir_all(path).unwrap();
+}
+
+#[test]
+fn a_program_that_is_ended_in_a_call_makes_nothing() {
+    let flags = ["-nostdlib", "-static", "-fno-stack-protector"];
+    let Some(program) = compiled("raw", &flags).filter(|_| is_possible()) else { return };
+    let path = objects("ended");
+    // Makes the root directory.
+    assert_eq!(supervised(&path, &[&program]).status().unwrap().code(), Some(42));
+    let maps = || std::fs::read_dir(path.join("bpf-map")).unwrap().count();
+    let before = maps();
+    // Ids are given out under this lock.
+    let ids = std::fs::File::open(path.join("ids")).unwrap();
+    rustix::fs::flock(&ids, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut child = supervised(&path, &[&program]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for the lock");
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(TERM));
+    assert_eq!(maps(), before);
     std::fs::remove_dir_all(path).unwrap();
 }
 

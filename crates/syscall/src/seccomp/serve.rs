@@ -37,6 +37,8 @@ struct Seat {
     /// Threads that wait for it.
     waiting: usize,
     is_over: bool,
+    /// Why it is over, if not for want of callers.
+    error: Option<io::Error>,
 }
 
 impl Listener {
@@ -49,8 +51,8 @@ impl Listener {
     /// What the kernel says of the listener. Calls are ENOSYS then.
     ///
     /// # Concurrency
-    /// Calls on single elements are answered one after the other. Another one, which may have to wait or take long, keeps no call from being
-    /// answered: there is always a thread more than there are of those.
+    /// Lookups and updates of single elements are answered one after the other. Other commands, which may have to wait or take long, keep no
+    /// call from being answered: there is always a thread more than there are of those.
     pub fn serve(self, root: Root, trace: bool) -> io::Result<()> {
         self.hand_over_directly();
         let server = Server {
@@ -60,7 +62,8 @@ impl Listener {
             seat: Mutex::default(),
             free: Condvar::new(),
         };
-        thread::scope(|scope| server.work(scope))
+        thread::scope(|scope| server.work(scope));
+        server.seat().error.take().map_or(Ok(()), Err)
     }
 }
 
@@ -69,23 +72,23 @@ impl Server {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> io::Result<()> {
+    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         while self.take_seat() {
             let request = loop {
                 match self.listener.receive() {
                     Ok(Some(request)) if is_quick_to_answer(&request) => self.answer(&request),
                     Ok(Some(request)) => break request,
-                    other => {
-                        self.seat().is_over = true;
+                    end => {
+                        let mut seat = self.seat();
+                        (seat.is_over, seat.error) = (true, end.err());
                         self.free.notify_all();
-                        return other.map(drop);
+                        return;
                     }
                 }
             };
             self.leave_seat(scope);
             self.answer(&request);
         }
-        Ok(())
     }
 
     /// Waits until nobody else receives; `false` when there is nothing more to receive.
