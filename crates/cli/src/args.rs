@@ -46,6 +46,7 @@ Examples:
   bpfarray exec -- bpftool map create /sys/fs/bpf/m type array key 4 value 8 entries 4 name m
   bpfarray exec -- bpftool map dump pinned /sys/fs/bpf/m
   bpfarray exec --trace -- python3 client.py
+  bpfarray exec --seccomp -- ./written-in-go
 
 Exit status: that of the program; 1 if it is not run.";
 
@@ -142,7 +143,7 @@ pub(crate) struct RunArgs {
 /// are run this way find them by their ids, and by paths under /sys/fs/bpf.
 ///
 /// Programs that are statically linked, or that change their user or capabilities when they start, are refused: their calls
-/// would reach the kernel.
+/// would reach the kernel. With --seccomp they run, but give up those capabilities.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// Print each bpf(2) call and its result to stderr
@@ -152,6 +153,13 @@ pub(crate) struct ExecArgs {
     /// Keep objects in this directory, which is made if there is none
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
+
+    /// Catch the calls in the kernel, also of programs without libc (static ones, Go)
+    ///
+    /// Needs Linux 5.14. Calls take longer than with the library, maps cannot be mapped, and this command stays until the program
+    /// and all that it has started have ended.
+    #[arg(long)]
+    pub(crate) seccomp: bool,
 
     /// Only tell whether the library is loaded
     #[arg(long, hide = true)]

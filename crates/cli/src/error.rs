@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use bpfarray::perf::PerfBufferError;
 use bpfarray_core::btf::BtfError;
 use bpfarray_syscall::RootError;
+use bpfarray_syscall::seccomp::SpawnError;
 use bpfarray_vm::context::ContextError;
 use bpfarray_vm::elf::LoadError;
 use bpfarray_vm::fault::Fault;
@@ -82,12 +83,14 @@ pub(crate) enum Kind {
     NoProgram,
     #[error("no such program in PATH")]
     NotInPath,
-    #[error("statically linked, so its calls cannot be answered here")]
+    #[error("statically linked, so its calls can only be answered with --seccomp")]
     Static,
     #[error(
-        "changes its user or capabilities when it starts, so its calls cannot be answered here"
+        "changes its user or capabilities when it starts, so its calls can only be answered with --seccomp"
     )]
     Privileged,
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
     #[error("the library that answers calls is not there; BPFARRAY_PRELOAD can name it")]
     NoLibrary,
     #[error("the dynamic loader takes no library whose path has a blank or a colon")]

@@ -17,6 +17,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::args::ExecArgs;
 use crate::error::{Error, InFile, Kind};
+use crate::supervise::supervise;
 
 const LIBRARY: &str = "libbpfarray_preload.so";
 
@@ -38,21 +39,28 @@ pub(crate) fn exec(args: &ExecArgs) -> Result<(), Error> {
         return Err(Kind::NoProgram).in_file(Path::new("exec"));
     };
     let program = find_program(name)?;
-    check(&program)?;
-    let library = find_library()?;
-    let root = match &args.root {
-        Some(root) => Root::open(root),
-        None => Root::from_environment(),
-    };
-    let root = root.map_err(Kind::Root).in_file(Path::new("exec"))?;
-    check_library(&library)?;
     let mut command = Command::new(&program);
     command.arg0(name).args(arguments);
+    if args.seccomp {
+        return supervise(&program, command, open_root(args)?, args.trace);
+    }
+    check(&program)?;
+    let library = find_library()?;
+    let root = open_root(args)?;
+    check_library(&library)?;
     command.env(LD_PRELOAD, preload_list(&library)).env(ROOT_VARIABLE, root.path());
     if args.trace {
         command.env(TRACE_VARIABLE, "1");
     }
     Err(command.exec()).in_file(&program)
+}
+
+fn open_root(args: &ExecArgs) -> Result<Root, Error> {
+    let root = match &args.root {
+        Some(root) => Root::open(root),
+        None => Root::from_environment(),
+    };
+    root.map_err(Kind::Root).in_file(Path::new("exec"))
 }
 
 /// The library, and what the environment has there already.

@@ -27,6 +27,8 @@ mod progress;
 mod report;
 mod retval;
 mod run;
+mod signals;
+mod supervise;
 mod value;
 
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! What single calls of bpf(2) cost, here and in the live kernel, in one run. The preload library adds a test of the call's
-//! number.
+//! What single calls of bpf(2) cost, here, in the live kernel, and in another process whose calls come through seccomp, in one
+//! run. The preload library adds a test of the call's number.
 //!
 //! **Invariant.** Addresses in blocks are of the buffers beside them, which are as long as a key or a value.
 //!
@@ -12,8 +12,10 @@
 )]
 
 use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::process::{Child, Command, Stdio};
 
-use bpfarray_syscall::{Kernel as Door, Root};
+use bpfarray_syscall::{Kernel as Door, Root, seccomp};
 use oracle::Kernel;
 use oracle::measure::{Rounds, line};
 
@@ -62,7 +64,49 @@ fn run(side: &impl Call, cmd: u32, fd: u64, value: &mut u64, count: u64) {
     }
 }
 
+/// Tells this program that it is the other process.
+const CALLED: &str = "--called";
+
+/// A process whose calls are answered here: makes as many as it is asked for.
+struct Caller(Child);
+
+impl Caller {
+    /// Why there is none, the kernel says.
+    fn start(root: Root) -> Result<Self, seccomp::SpawnError> {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.arg(CALLED).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let (child, listener) = seccomp::spawn(command)?;
+        std::thread::spawn(move || listener.serve(root, false));
+        Ok(Self(child))
+    }
+
+    fn run(&mut self, cmd: u32, count: u64) {
+        let (input, output) = (self.0.stdin.as_mut(), self.0.stdout.as_mut());
+        let (input, output) = input.zip(output).expect("both are pipes");
+        input.write_all(&u64::from(cmd).to_ne_bytes()).expect("the caller reads");
+        input.write_all(&count.to_ne_bytes()).expect("the caller reads");
+        output.read_exact(&mut [0]).expect("the caller is done");
+    }
+
+    /// What the other process does.
+    fn called() {
+        let (fd, mut value, mut asked) = (create(&Live), 0, [0; 16]);
+        while io::stdin().read_exact(&mut asked).is_ok() {
+            let [cmd, count] = [0, 8]
+                .map(|at| asked[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes)));
+            run(&Live, cmd as u32, fd, &mut value, count);
+            io::stdout()
+                .write_all(&[0])
+                .and_then(|()| io::stdout().flush())
+                .expect("who asked reads");
+        }
+    }
+}
+
 fn main() {
+    if std::env::args().any(|arg| arg == CALLED) {
+        return Caller::called();
+    }
     let rounds = Rounds::from_args();
     let directory = std::env::temp_dir().join(format!("bpfarray-calls-{}", std::process::id()));
     let door = Door::new(Root::open(&directory).expect("root directory"));
@@ -90,6 +134,24 @@ fn main() {
                 }
             }]);
         line(what, ns, "slower: the kernel", kernels / ns, "");
+    }
+    match Caller::start(Root::open(&directory).expect("root directory")) {
+        Ok(mut caller) => {
+            for (cmd, what) in
+                [(1, "LOOKUP_ELEM, through seccomp"), (2, "UPDATE_ELEM, through seccomp")]
+            {
+                let [ns, kernels] = rounds.compare([&mut |n| caller.run(cmd, n), &mut |n| {
+                    if let Some(fd) = theirs {
+                        run(&Live, cmd, fd, &mut on_stack[0], n);
+                    }
+                }]);
+                line(what, ns, "slower: the kernel", kernels / ns, "(target 12 us)");
+            }
+            // At the end of its input it ends.
+            drop(caller.0.stdin.take());
+            let _ = caller.0.wait();
+        }
+        Err(why) => println!("no calls through seccomp: {why}"),
     }
     let _ = std::fs::remove_dir_all(directory);
 }

@@ -7,7 +7,7 @@ use std::ffi::{c_int, c_long};
 use std::io::Write;
 use std::sync::OnceLock;
 
-use bpfarray_syscall::Errno;
+use bpfarray_syscall::{Errno, trace_line};
 
 use crate::descriptor;
 use crate::real::{self, set_errno};
@@ -76,10 +76,7 @@ unsafe fn bpf(cmd: u32, attr: u64, size: u32) -> Result<c_int, Errno> {
     // Before the call, which may write to the block.
     let shown = kernel.describe(cmd, attr, size);
     let result = call();
-    let line = match result {
-        Ok(value) => format!("{shown} = {value}\n"),
-        Err(errno) => format!("{shown} = -1 {errno}\n"),
-    };
+    let line = trace_line(&shown, result);
     // In one piece, so that lines of several processes don't mix.
     let _ = std::io::stderr().write_all(line.as_bytes());
     result

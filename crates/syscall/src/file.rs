@@ -1,6 +1,7 @@
-//! Descriptors of this process, and the objects behind them. Safe code: a descriptor is looked at through its
-//! link in `/proc/self/fd`.
+//! Descriptors of this process, or of one whose call it answers, and the objects behind them. Safe code: a descriptor is
+//! looked at through its link in `/proc/PID/fd`.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::RawFd;
@@ -11,6 +12,9 @@ use std::sync::{Arc, Weak};
 use bpfarray::{HandleMode, Map, MapRef};
 use bpfarray_core::Errno;
 
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+
+use crate::caller;
 use crate::listing::Listing;
 use crate::root::{BTF_OFFSET, Kind, Root, errno};
 
@@ -45,6 +49,12 @@ impl MapObject {
         let found = fs::metadata(root.object(Kind::Map, id)).map_err(|error| errno(&error))?;
         let (map, key) = (map.to_ref(), (found.dev(), found.ino()));
         Ok(Arc::new(Self { id, btf_id: root.btf_id_of_map(id), map, key }))
+    }
+
+    /// Whether the root directory still has it.
+    fn is_listed(&self, root: &Root) -> bool {
+        let found = fs::symlink_metadata(root.object(Kind::Map, self.id));
+        found.is_ok_and(|found| (found.dev(), found.ino()) == self.key)
     }
 
     pub(crate) fn with_mode(self: &Arc<Self>, mode: HandleMode) -> OpenMap {
@@ -125,21 +135,62 @@ impl NotOurs {
     }
 }
 
-/// The name of an open file by which it can be opened once more.
+/// The name of an open file of the caller, by which it can be opened once more.
 pub(crate) fn proc_path(fd: RawFd) -> String {
-    format!("/proc/self/fd/{fd}")
+    match caller::process() {
+        Some(tid) => format!("/proc/{tid}/fd/{fd}"),
+        None => format!("/proc/self/fd/{fd}"),
+    }
 }
 
-/// What a descriptor was opened for.
-fn mode_of(fd: RawFd) -> Result<HandleMode, NotOurs> {
-    const READ: u32 = 0o400;
-    const WRITE: u32 = 0o200;
-    let link = fs::symlink_metadata(proc_path(fd)).map_err(|_| NotOurs::Closed)?;
-    Ok(match (link.mode() & READ != 0, link.mode() & WRITE != 0) {
-        (true, false) => HandleMode::ReadOnly,
-        (false, true) => HandleMode::WriteOnly,
-        _ => HandleMode::ReadWrite,
-    })
+/// What can be told of a descriptor without opening its file.
+pub(crate) struct Link {
+    /// What it was opened for.
+    mode: HandleMode,
+    /// Device and inode.
+    key: (u64, u64),
+}
+
+impl Link {
+    pub(crate) fn of(fd: RawFd) -> Result<Self, NotOurs> {
+        const READ: u32 = 0o400;
+        const WRITE: u32 = 0o200;
+        let path = proc_path(fd);
+        let link = fs::symlink_metadata(&path).map_err(|_| NotOurs::Closed)?;
+        let mode = match (link.mode() & READ != 0, link.mode() & WRITE != 0) {
+            (true, false) => HandleMode::ReadOnly,
+            (false, true) => HandleMode::WriteOnly,
+            _ => HandleMode::ReadWrite,
+        };
+        let found = fs::metadata(&path).map_err(|_| NotOurs::Closed)?;
+        if !found.is_file() {
+            return Err(NotOurs::Other);
+        }
+        Ok(Self { mode, key: (found.dev(), found.ino()) })
+    }
+
+    /// The same for a descriptor of another process, by the shorter way if there is one.
+    pub(crate) fn of_other(fd: RawFd) -> Result<Self, NotOurs> {
+        let copy = match caller::copy_of(fd) {
+            Ok(copy) => File::from(copy),
+            Err(rustix::io::Errno::BADF) => return Err(NotOurs::Closed),
+            Err(_) => {
+                let link = Self::of(fd);
+                return caller::still_waits().map_err(NotOurs::Failed).and(link);
+            }
+        };
+        let found = fstat(&copy).map_err(|_| NotOurs::Other)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            return Err(NotOurs::Other);
+        }
+        let flags = fcntl_getfl(&copy).map_err(|_| NotOurs::Other)?;
+        let mode = match flags & OFlags::RWMODE {
+            OFlags::RDONLY => HandleMode::ReadOnly,
+            OFlags::WRONLY => HandleMode::WriteOnly,
+            _ => HandleMode::ReadWrite,
+        };
+        Ok(Self { mode, key: (found.st_dev, found.st_ino) })
+    }
 }
 
 /// Files of this process: its descriptors, as far as commands met them, and its maps.
@@ -147,6 +198,10 @@ fn mode_of(fd: RawFd) -> Result<HandleMode, NotOurs> {
 pub(crate) struct Files {
     open: Vec<Option<Object>>,
     maps: Vec<Weak<MapObject>>,
+    /// Maps that other processes gave to commands. Each keeps its file, so the inode is still the map's.
+    kept: HashMap<(u64, u64), Arc<MapObject>>,
+    /// How many came since it was last looked which of them are still there.
+    newly_kept: usize,
 }
 
 impl Files {
@@ -174,6 +229,22 @@ impl Files {
         *self = Self::default();
     }
 
+    /// The map behind another process's descriptor, if it is kept.
+    pub(crate) fn kept(&self, link: &Link) -> Option<Object> {
+        Some(Object::Map(self.kept.get(&link.key)?.with_mode(link.mode)))
+    }
+
+    /// Keeps a map open for later commands of other processes. It is no reference: who holds none, loses it.
+    pub(crate) fn keep(&mut self, root: &Root, object: &Object) {
+        let Object::Map(map) = object else { return };
+        self.newly_kept += 1;
+        if self.newly_kept * 4 > self.kept.len() {
+            self.newly_kept = 0;
+            self.kept.retain(|_, map| map.is_listed(root));
+        }
+        self.kept.insert(map.object.key, Arc::clone(&map.object));
+    }
+
     /// The object behind a descriptor, from its file.
     pub(crate) fn resolve(
         &mut self,
@@ -181,13 +252,8 @@ impl Files {
         listing: &Listing,
         fd: RawFd,
     ) -> Result<Object, NotOurs> {
-        let mode = mode_of(fd)?;
+        let Link { mode, key } = Link::of(fd)?;
         let path = proc_path(fd);
-        let found = fs::metadata(&path).map_err(|_| NotOurs::Closed)?;
-        if !found.is_file() {
-            return Err(NotOurs::Other);
-        }
-        let key = (found.dev(), found.ino());
         // A map that is in use here keeps its file, so the inode is still the map's.
         let same = self.maps.iter().filter_map(Weak::upgrade).find(|map| map.key == key);
         if let Some(map) = same {

@@ -11,8 +11,9 @@ use bpfarray::Directory;
 use bpfarray_core::Errno;
 
 use crate::attr::Attr;
+use crate::caller;
 use crate::command;
-use crate::file::{FdSet, Files, INTERNAL, NotOurs, Object, OpenMap};
+use crate::file::{FdSet, Files, INTERNAL, Link, NotOurs, Object, OpenMap};
 use crate::listing::Listing;
 use crate::root::{Locked, Root};
 use crate::user::{UserAddr, UserMemory};
@@ -61,6 +62,11 @@ impl Kernel {
         let (turn, files) = (Mutex::default(), RwLock::default());
         let listing = Listing::new(&root);
         Self { root, listing, user: UserMemory::new(), turn, files, remembered: FdSet::new() }
+    }
+
+    /// The same for calls of other processes, which its threads answer one at a time: see [`caller`].
+    pub(crate) fn for_others(root: Root) -> Self {
+        Self { user: UserMemory::of_others(), ..Self::new(root) }
     }
 
     /// The root directory.
@@ -128,9 +134,26 @@ impl Kernel {
     }
 
     fn resolve(&self, fd: RawFd) -> Result<Object, NotOurs> {
+        if self.user.is_of_others() {
+            return self.resolve_of_other(fd);
+        }
         let mut files = self.files_mut();
         let object = files.resolve(&self.root, &self.listing, fd)?;
         self.remember(&mut files, fd, &object);
+        Ok(object)
+    }
+
+    /// What another process has open changes without a word, so its descriptors are looked at in each call.
+    fn resolve_of_other(&self, fd: RawFd) -> Result<Object, NotOurs> {
+        let link = Link::of_other(fd)?;
+        let known = self.files().kept(&link);
+        if let Some(object) = known {
+            return Ok(object);
+        }
+        let mut files = self.files_mut();
+        let object = files.resolve(&self.root, &self.listing, fd)?;
+        caller::still_waits().map_err(NotOurs::Failed)?;
+        files.keep(&self.root, &object);
         Ok(object)
     }
 
@@ -141,9 +164,16 @@ impl Kernel {
         }
     }
 
-    /// Gives a new file to the caller.
+    /// Gives a new file to the caller. The last thing that a command does.
     pub(crate) fn install(&self, file: File, object: Option<Object>) -> RawFd {
         let mut files = self.files_mut();
+        if self.user.is_of_others() {
+            if let Some(object) = &object {
+                files.keep(&self.root, object);
+            }
+            caller::give(file, libc::O_CLOEXEC);
+            return 0;
+        }
         let fd = file.as_raw_fd();
         files.set(fd, None);
         if let Some(object) = &object {

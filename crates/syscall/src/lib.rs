@@ -22,6 +22,7 @@
 compile_error!("bpf(2) is a system call of Linux");
 
 mod attr;
+mod caller;
 mod command;
 mod file;
 mod kernel;
@@ -29,6 +30,7 @@ mod listing;
 mod map_fd;
 mod path;
 mod root;
+pub mod seccomp;
 mod trace;
 mod user;
 
@@ -37,3 +39,4 @@ pub use command::command_name;
 pub use kernel::{ForkGuard, Kernel};
 pub use path::BPFFS;
 pub use root::{ROOT_VARIABLE, Root, RootError};
+pub use trace::line as trace_line;

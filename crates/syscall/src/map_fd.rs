@@ -4,14 +4,15 @@
 //! as to `mmap`, whose promise it is. A descriptor that is borrowed is used for locks on bytes that no file has.
 #![allow(unsafe_code)]
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use bpfarray::{HandleMode, Map, count_as_writer};
 use bpfarray_core::map::mmap::check_mmap;
 use bpfarray_core::{Errno, VALUE_OFFSET};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::file::Object;
+use crate::caller;
+use crate::file::{Object, OpenMap};
 use crate::kernel::Kernel;
 use crate::root::{Kind, errno, open_as, refer};
 
@@ -36,28 +37,10 @@ impl Kernel {
         fd: RawFd,
         offset: u64,
     ) -> Option<Result<u64, Errno>> {
-        let found = self.try_with_object(
-            fd,
-            |_| Errno::EBADF,
-            |object| match object {
-                Object::Map(map) => Ok(map.clone()),
-                Object::Btf(_) => Err(Errno::EBADF),
-            },
-        );
-        let map = found.ok()?;
+        let map = self.map_behind(fd)?;
         let write = prot & libc::PROT_WRITE != 0;
         let check = || {
-            if prot & libc::PROT_EXEC != 0 {
-                return Err(Errno::EPERM);
-            }
-            let handle = &map.handle;
-            if flags & libc::MAP_TYPE == libc::MAP_PRIVATE {
-                return Err(Errno::EINVAL);
-            }
-            let special = !handle.special_fields().is_empty();
-            let (layout, frozen) = (handle.layout(), handle.is_frozen());
-            check_mmap(layout, handle.mode(), frozen, offset, len, write, special)
-                .map_err(|error| error.errno())?;
+            may_map(&map, len, prot, flags, offset)?;
             // An opening of its own: the reference, and the right to write, last as long as the mapping.
             let mode = if write { HandleMode::ReadWrite } else { HandleMode::ReadOnly };
             let file = open_as(&self.root.object(Kind::Map, map.object.id), mode)?;
@@ -85,10 +68,37 @@ impl Kernel {
 
     /// Fills a slot of a PERF_EVENT_ARRAY for as long as the open file behind a descriptor of the map is open.
     pub(crate) fn claim_event_slot(map: &Map, index: u32, map_fd: RawFd) -> Result<(), Errno> {
+        if caller::process().is_some() {
+            // Another process's descriptor: a copy has the same open file.
+            let copy =
+                caller::copy_of(map_fd).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+            let claimed = map.claim_event_slot(index, copy.as_fd(), 0);
+            return claimed.map_err(|error| error.errno());
+        }
         // SAFETY: the program's own descriptor. Should another thread close it and open something else under its number just
         // now, that gets a lock on a byte that it does not have.
         let owner = unsafe { BorrowedFd::borrow_raw(map_fd) };
         map.claim_event_slot(index, owner, 0).map_err(|error| error.errno())
+    }
+
+    /// Whether `mmap` of a map's descriptor would be allowed if it were for a shared mapping; `None` for a descriptor that is none
+    /// of a map here.
+    pub(crate) fn check_mmap(
+        &self,
+        fd: RawFd,
+        len: u64,
+        prot: i32,
+        offset: u64,
+    ) -> Option<Result<(), Errno>> {
+        Some(may_map(&self.map_behind(fd)?, len, prot, libc::MAP_SHARED, offset))
+    }
+
+    fn map_behind(&self, fd: RawFd) -> Option<OpenMap> {
+        let map = |object: &Object| match object {
+            Object::Map(map) => Ok(map.clone()),
+            Object::Btf(_) => Err(Errno::EBADF),
+        };
+        self.try_with_object(fd, |_| Errno::EBADF, map).ok()
     }
 
     /// What `/proc/self/fdinfo/N` would show of a map's or BTF object's descriptor in the kernel, from the line `map_type` on; `None`
@@ -117,4 +127,19 @@ impl Kernel {
         };
         self.with_object(fd, show).ok()
     }
+}
+
+fn may_map(map: &OpenMap, len: u64, prot: i32, flags: i32, offset: u64) -> Result<(), Errno> {
+    if prot & libc::PROT_EXEC != 0 {
+        return Err(Errno::EPERM);
+    }
+    if flags & libc::MAP_TYPE == libc::MAP_PRIVATE {
+        return Err(Errno::EINVAL);
+    }
+    let handle = &map.handle;
+    let write = prot & libc::PROT_WRITE != 0;
+    let special = !handle.special_fields().is_empty();
+    let (layout, frozen) = (handle.layout(), handle.is_frozen());
+    check_mmap(layout, handle.mode(), frozen, offset, len, write, special)
+        .map_err(|error| error.errno())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use bpfarray_core::Errno;
 use bpfarray_core::attr::MapType;
 
 use crate::attr::{ATTR_SIZE, Attr};
@@ -99,6 +100,14 @@ const fn fields(cmd: u32) -> &'static [Field] {
     }
 }
 
+/// A call that [`Kernel::describe`] has shown, with its result and the end of the line.
+pub fn line(shown: &str, result: Result<i32, Errno>) -> String {
+    match result {
+        Ok(value) => format!("{shown} = {value}\n"),
+        Err(errno) => format!("{shown} = -1 {errno}\n"),
+    }
+}
+
 impl Kernel {
     /// A call as text: the command and those fields of its attribute block that are not zero.
     pub fn describe(&self, cmd: u32, attr: u64, size: u32) -> String {
@@ -137,7 +146,7 @@ impl Kernel {
                 write!(text, "\"{}\"", name[..end].escape_ascii())
             }
             Show::Path => {
-                let too_long = bpfarray_core::Errno::E2BIG;
+                let too_long = Errno::E2BIG;
                 match self.user.read_string(block.pointer(offset), 4096, too_long) {
                     Ok(path) => write!(text, "\"{}\"", path.escape_ascii()),
                     Err(_) => write!(text, "{:#x}", block.u64(offset)),

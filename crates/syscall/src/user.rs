@@ -13,6 +13,10 @@
 //! program that unmaps or protects part of its own stack, data or heap by hand while these are in use; it would get
 //! SIGSEGV where the kernel says EFAULT. The copies are relaxed atomic accesses, for other threads may write at any
 //! time. That the bytes may be *changed* at all is the promise of the caller of [`Kernel::bpf`](crate::Kernel::bpf).
+//!
+//! Memory of *other processes*, whose calls come through seccomp, is only touched in the general way. Their threads wait for the
+//! answer meanwhile, and a number is a thread's as long as it waits: that it still does is asked after reading, before anything
+//! is done with the bytes, and before writing. `docs/soundness.md` says what remains.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -23,6 +27,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use bpfarray_core::Errno;
+
+use crate::caller;
 
 /// An address that a caller gave.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -43,17 +49,28 @@ impl UserAddr {
 /// Longer copies are made by the kernel: what the system call costs is lost in them.
 const PLAIN_MAX: usize = 1024;
 
-/// The memory of this process, as its threads give it to bpf(2).
+/// The memory of this process, as its threads give it to bpf(2), or that of the process whose call this thread answers.
 #[derive(Debug)]
 pub(crate) struct UserMemory {
     pid: AtomicI32,
+    of_others: bool,
 }
 
 impl UserMemory {
     pub(crate) fn new() -> Self {
-        let memory = Self { pid: AtomicI32::new(0) };
+        let memory = Self { pid: AtomicI32::new(0), of_others: false };
         memory.after_fork();
         memory
+    }
+
+    /// The memory of callers, see [`caller`].
+    pub(crate) fn of_others() -> Self {
+        Self { of_others: true, ..Self::new() }
+    }
+
+    /// Whether callers are other processes.
+    pub(crate) fn is_of_others(&self) -> bool {
+        self.of_others
     }
 
     /// The process has another number now.
@@ -72,17 +89,25 @@ impl UserMemory {
     /// EFAULT if some of them cannot be read. `buf` may be changed in part.
     #[inline]
     pub(crate) fn read(&self, addr: UserAddr, buf: &mut [u8]) -> Result<(), Errno> {
+        if self.of_others {
+            return caller::read(addr.0, buf, |addr, buf| self.read_by_kernel(UserAddr(addr), buf));
+        }
         if is_resident(addr, buf.len()) {
             // SAFETY: all bytes are in memory of which the invariant says that it is there.
             unsafe { copy_out(addr.0, buf) };
             return Ok(());
         }
+        self.read_by_kernel(addr, buf)
+    }
+
+    fn read_by_kernel(&self, addr: UserAddr, buf: &mut [u8]) -> Result<(), Errno> {
         let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         let remote = remote(addr, buf.len());
-        let pid = self.pid.load(Ordering::Relaxed);
+        let pid = self.pid();
         // SAFETY: the kernel writes at most `buf.len()` bytes to `buf`, and checks the other address itself.
         let copied =
             unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+        self.still_waits()?;
         if copied.cast_unsigned() == buf.len() { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
@@ -92,7 +117,7 @@ impl UserMemory {
     /// EFAULT if some of them cannot be written; those before may have been.
     #[inline]
     pub(crate) fn write(&self, addr: UserAddr, bytes: &[u8]) -> Result<(), Errno> {
-        if is_resident(addr, bytes.len()) {
+        if !self.of_others && is_resident(addr, bytes.len()) {
             // SAFETY: all bytes are in memory of which the invariant says that it is there.
             unsafe { copy_in(addr.0, bytes) };
             return Ok(());
@@ -100,11 +125,25 @@ impl UserMemory {
         let local =
             libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let remote = remote(addr, bytes.len());
-        let pid = self.pid.load(Ordering::Relaxed);
+        let pid = self.pid();
+        if self.of_others {
+            caller::forget_ahead();
+        }
+        self.still_waits()?;
         // SAFETY: the kernel only reads `bytes`, and checks the other address itself.
         let copied =
             unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
         if copied.cast_unsigned() == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
+    }
+
+    fn pid(&self) -> i32 {
+        if self.of_others { caller::tid() } else { self.pid.load(Ordering::Relaxed) }
+    }
+
+    /// # Errors
+    /// ESRCH if the number of another process may be somebody else's by now.
+    fn still_waits(&self) -> Result<(), Errno> {
+        if self.of_others { caller::still_waits() } else { Ok(()) }
     }
 
     pub(crate) fn read_u32(&self, addr: UserAddr) -> Result<u32, Errno> {

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use super::*;
 
 /// The library, which Cargo does not build for the tests of other packages.
-fn library() -> Option<PathBuf> {
+pub(super) fn library() -> Option<PathBuf> {
     let binary = Path::new(env!("CARGO_BIN_EXE_bpfarray"));
     let library = binary.with_file_name("libbpfarray_preload.so");
     // Where this is run without Cargo, it was built before.
@@ -34,14 +34,14 @@ fn library() -> Option<PathBuf> {
     is_there.then_some(library)
 }
 
-fn is_installed(program: &str) -> bool {
+pub(super) fn is_installed(program: &str) -> bool {
     let mut version = Command::new(program);
     version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
     version.status().is_ok_and(|status| status.success())
 }
 
 /// A root directory for one test, which must not lie in a directory that others own.
-fn objects(name: &str) -> PathBuf {
+pub(super) fn objects(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("bpfarray-exec-{name}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&path);
     path
@@ -53,7 +53,7 @@ fn exec(objects: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn text(output: &Output) -> (String, String) {
+pub(super) fn text(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
 }
@@ -126,9 +126,14 @@ fn bpftool_makes_and_finds_pinned_maps() {
         eprintln!("SKIPPED: no bpftool, or no library");
         return;
     };
-    let path = objects("pinned");
+    pinned_maps("pinned", &["--"]);
+}
+
+/// What bpftool does with names, under `bpfarray exec` with these options.
+pub(super) fn pinned_maps(name: &str, options: &[&str]) {
+    let path = objects(name);
     let run = |arguments: &str| {
-        let words: Vec<_> = std::iter::once("--").chain(arguments.split_whitespace()).collect();
+        let words: Vec<_> = options.iter().copied().chain(arguments.split_whitespace()).collect();
         let output = exec(&path, &words).output().unwrap();
         let (found, errors) = text(&output);
         (output.status.success(), found + &errors)

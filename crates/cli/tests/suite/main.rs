@@ -6,6 +6,7 @@ mod bpftool;
 mod exec;
 mod mutation;
 mod run;
+mod seccomp;
 mod show;
 mod verify;
 

@@ -70,6 +70,12 @@ commands! {
     31 LINK_GET_NEXT_ID,
 }
 
+/// Whether a command copies no more than an element, and need not wait. Only updates of slots, and those with a lock, may have to,
+/// for a process that is about to change the directory or holds that lock.
+pub(crate) const fn is_quick(cmd: u32) -> bool {
+    matches!(cmd, MAP_LOOKUP_ELEM | MAP_UPDATE_ELEM | MAP_GET_NEXT_KEY)
+}
+
 /// # Kernel
 /// `__sys_bpf`
 #[inline]

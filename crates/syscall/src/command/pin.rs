@@ -9,6 +9,7 @@ use bpfarray_core::Errno;
 
 use super::id::mode_of;
 use crate::attr::Attr;
+use crate::caller;
 use crate::file::proc_path;
 use crate::kernel::Kernel;
 use crate::root::{Kind, errno};
@@ -102,8 +103,8 @@ fn path(kernel: &Kernel, attr: &Attr) -> Result<PathBuf, Errno> {
         return Ok(path);
     }
     let directory = match attr.u32(FILE_FLAGS) & F_PATH_FD {
-        0 => std::env::current_dir(),
-        _ if attr.fd(PATH_FD) == libc::AT_FDCWD => std::env::current_dir(),
+        0 => caller::current_dir(),
+        _ if attr.fd(PATH_FD) == libc::AT_FDCWD => caller::current_dir(),
         _ => fs::read_link(proc_path(attr.fd(PATH_FD))),
     };
     directory.map(|directory| directory.join(path)).map_err(|error| match error.kind() {
