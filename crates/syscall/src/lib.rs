@@ -28,6 +28,8 @@ mod kernel;
 mod listing;
 mod map_fd;
 mod path;
+mod prog;
+mod prog_file;
 mod root;
 mod trace;
 mod user;

@@ -93,6 +93,30 @@ fn a_client_of_linux_bpf_gets_the_kernels_answers() {
 }
 
 #[test]
+fn a_client_that_loads_and_runs_programs_gets_the_kernels_answers() {
+    let Some(_) = library().filter(|_| is_installed("python3")) else {
+        eprintln!("SKIPPED: no python3, or no library");
+        return;
+    };
+    let client = "crates/cli/tests/data/programs.py";
+    let path = objects("programs");
+    let here = exec(&path, &["--", "python3", client]).output().unwrap();
+    let (found, errors) = text(&here);
+    assert!(here.status.success() && errors.is_empty(), "{found}{errors}");
+    assert!(found.ends_with("counted True 5\noff again 5\n"), "{found}");
+    assert!(found.contains("\nbind 0 0 -22 -22 -22 -9 -9\n"), "{found}");
+    std::fs::remove_dir_all(path).unwrap();
+    // Pins go into a bpffs that nobody else sees.
+    let script = format!("mount -t bpf bpf /sys/fs/bpf && exec python3 {client}");
+    let mut kernel = Command::new("unshare");
+    kernel.args(["-m", "sh", "-c", &script]).current_dir(root());
+    match kernel.output() {
+        Ok(output) if output.status.success() => assert_eq!(found, text(&output).0),
+        _ => eprintln!("SKIPPED: the comparison with the live kernel, for it refuses programs"),
+    }
+}
+
+#[test]
 fn a_program_on_libbpf_gets_the_kernels_answers() {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("client");
     let built = Command::new("cc")
