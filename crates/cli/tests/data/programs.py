@@ -123,6 +123,47 @@ print("bind", bpf(BIND_MAP, {0: uses, 4: per_cpu})[0], bpf(BIND_MAP, {0: uses, 4
       bpf(BIND_MAP, {0: array, 4: two})[0], bpf(BIND_MAP, {0: uses, 4: uses})[0], bpf(BIND_MAP, {0: closed(), 4: two})[0],
       bpf(BIND_MAP, {0: uses, 4: closed()})[0])
 
+print("== functions, source lines and logs")
+STRINGS = b"\0int\0f\0a.c\0return 7;\0"
+TYPES = struct.pack("4I", 1, 1 << 24, 4, 32) + struct.pack("3I", 0, 13 << 24, 1) + struct.pack("3I", 5, 12 << 24, 2)
+BTF = struct.pack("HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(TYPES), len(TYPES), len(STRINGS)) + TYPES + STRINGS
+btf = bpf(BTF_LOAD, {0: (at(BTF), 8), 16: len(BTF)}, 28)[0]
+CALLS = insn(0x85, 0, 1, 0, 1) + EXIT + RETURN_7
+
+
+def with_records(functions, lines=(), size=8, line_size=16, insns=CALLS, **extra):
+    """Functions and lines are numbers of 4 bytes."""
+    pack = lambda records: at(b"".join(struct.pack("%dI" % len(record), *record) for record in records))
+    fields = {"_72": btf, "_76": size, "_80": (pack(functions), 8), "_88": len(functions),
+              "_92": line_size, "_96": (pack(lines), 8), "_104": len(lines)}
+    return ok(load(XDP, insns, **(fields | extra)))
+
+
+F, L = ((0, 3), (2, 3)), ((0, 7, 11, 1 << 10), (2, 7, 11, 2 << 10 | 5))
+print("functions", with_records(F), with_records(F[:1]), with_records(((1, 3), (2, 3))), with_records(((0, 3), (0, 3))),
+      with_records(((0, 3), (1, 3))), with_records(((0, 3), (2, 2))), with_records(((0, 3), (2, 9))), with_records(((0, 3), (2, 0))))
+print("BTF", with_records(F, _72=array), with_records(F, _72=closed()), with_records(F, _72=not_map), with_records((), _72=closed()))
+print("sizes", with_records(F, size=4), with_records(F, size=10), with_records(F, size=256),
+      with_records(((0, 3, 0), (2, 3, 0)), size=12), with_records(((0, 3, 0), (2, 3, 1)), size=12), with_records(F, _80=(8, 8)))
+print("lines", with_records(F, L), with_records(F, L[:1]), with_records(F, L[1:]), with_records(F, ((0, 7, 11, 0), (0, 7, 11, 0))),
+      with_records(F, ((0, 7, 11, 0), (4, 7, 11, 0))), with_records(F, ((0, 700, 11, 0), (2, 7, 11, 0))), with_records(F, ((0, 7, 11, 0), (3, 7, 11, 0))))
+print("sizes of lines", with_records(F, L, line_size=12), with_records(F, L, line_size=18), with_records(F, L, _96=(8, 8)),
+      with_records(F, tuple(line + (0,) for line in L), line_size=20), with_records(F, tuple(line + (1,) for line in L), line_size=20))
+described = load(XDP, CALLS, _48=(b"described".ljust(16, b"\0"), 16), _72=btf, _76=8, _80=(at(struct.pack("4I", 0, 3, 2, 3)), 8), _88=2,
+                 _92=16, _96=(at(struct.pack("8I", *L[0], *L[1])), 8), _104=2)
+functions, lines = at(bytes(24)), at(bytes(48))
+found, size, told = info(described, _132=8, _136=(functions, 8), _144=3, _148=1, _152=(lines, 8), _172=16)
+print("told", found, struct.unpack_from("II", told, 144), struct.unpack("6I", bytes_at(functions, 24)), struct.unpack("8I", bytes_at(lines, 32)),
+      struct.unpack_from("I", told, 128)[0] > 0)
+for level, size in ((1, 4096), (2, 4096), (1, 0), (1, 5), (9, 5), (0, 0)):
+    buf = at(b"\xee" * 4096)
+    found, block = bpf(PROG_LOAD, {0: XDP, 4: 2, 8: (at(RETURN_7), 8), 16: (at(b"GPL\0"), 8), 24: level, 28: size, 32: (buf if size else 0, 8)})
+    text = bytes_at(buf, 4096).rstrip(b"\xee")
+    if level == 1 and size != 0:
+        print("log", size, ok(found), text)
+    if level != 2:
+        print("log size", level, size, ok(found), struct.unpack_from("I", block, 140)[0] > 5, len(text) == size or size == 4096)
+
 print("== what is told about programs")
 map_ids = [struct.unpack_from("I", info(fd, 104)[2], 4)[0] for fd in (two, array, per_cpu)]
 named = load(SOCKET_FILTER, load_imm64(1, 1, two) + load_imm64(2, 2, array, 4) + RETURN_7, b"Dual MIT/GPL\0", _48=(b"named".ljust(16, b"\0"), 16))
