@@ -255,12 +255,24 @@ fn statistics_are_kept_while_somebody_wants_them_whoever_runs_the_program() {
 }
 
 #[test]
-fn a_program_that_does_what_it_may_not_is_stopped() {
-    let test = fixture("stopped");
-    // The address is none of the program's memory.
-    let wild =
-        [Insn::mov64_imm(Reg::R1, 64), Insn::ldx_mem(size::DW, Reg::R0, Reg::R1, 0), Insn::exit()];
-    if let Ok(prog) = test.load(&wild) {
-        assert_eq!(test.run(prog), Err(Errno::EFAULT));
-    }
+fn a_program_is_refused_where_the_kernel_refuses_it_and_the_log_says_why() {
+    let test = fixture("refused");
+    assert_eq!(test.load(&[Insn::exit()]), Err(Errno::EACCES), "r0 is not set");
+    let wild = [Insn::ldx_mem(size::DW, Reg::R0, Reg::R1, 8), Insn::exit()];
+    assert_eq!(test.load(&wild), Err(Errno::EACCES));
+    let bytes = Insn::exit().encode();
+    let (license, mut log) = (c"GPL", [0_u8; 4096]);
+    let words = [
+        (0, XDP, 4),
+        (4, 1, 4),
+        (8, address(bytes.as_ptr()), 8),
+        (16, address(license.as_ptr()), 8),
+        (24, 1, 4),
+        (28, 4096, 4),
+        (32, address(log.as_mut_ptr()), 8),
+    ];
+    assert_eq!(test.call(PROG_LOAD, &mut block(&words)), Err(Errno::EACCES));
+    let log = std::ffi::CStr::from_bytes_until_nul(&log).unwrap().to_str().unwrap();
+    assert!(log.contains("R0 !read_ok\nprocessed 1 insns (limit 1000000)"), "{log}");
+    assert_eq!(test.next_id(PROG_NEXT_ID), Err(Errno::ENOENT));
 }

@@ -38,7 +38,10 @@ fn a_client_that_loads_and_runs_programs_gets_the_kernels_answers() {
     assert!(found.ends_with("counted True 5\noff again 5\n"), "{found}");
     assert!(found.contains("\nbind 0 0 -22 -22 -22 -9 -9\n"), "{found}");
     if let Some(expected) = with_the_kernel(command) {
-        assert_eq!(found, expected);
+        for (found, expected) in found.lines().zip(expected.lines()) {
+            assert_eq!(found, expected);
+        }
+        assert_eq!(found.lines().count(), expected.lines().count());
     }
 }
 
