@@ -11,11 +11,14 @@ use std::sync::{Arc, Weak};
 
 use bpfarray::{HandleMode, Map, MapRef};
 use bpfarray_core::Errno;
+use bpfarray_core::btf::Btf;
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 
 use crate::caller;
 use crate::listing::Listing;
+use crate::prog::ProgObject;
+use crate::prog_file::ProgFile;
 use crate::root::{BTF_OFFSET, Kind, Root, errno};
 
 /// What a descriptor refers to.
@@ -23,6 +26,7 @@ use crate::root::{BTF_OFFSET, Kind, Root, errno};
 pub(crate) enum Object {
     Map(OpenMap),
     Btf(Arc<BtfObject>),
+    Prog(Arc<ProgObject>),
 }
 
 /// A map as one descriptor has it.
@@ -59,6 +63,10 @@ impl MapObject {
 
     pub(crate) fn with_mode(self: &Arc<Self>, mode: HandleMode) -> OpenMap {
         OpenMap { handle: self.map.with_mode(mode), object: Arc::clone(self) }
+    }
+
+    pub(crate) fn to_ref(&self) -> MapRef {
+        self.map.clone()
     }
 }
 
@@ -193,7 +201,7 @@ impl Link {
     }
 }
 
-/// Files of this process: its descriptors, as far as commands met them, and its maps.
+/// Files of this process: its descriptors, as far as commands met them, its maps and its programs.
 #[derive(Default)]
 pub(crate) struct Files {
     open: Vec<Option<Object>>,
@@ -202,6 +210,7 @@ pub(crate) struct Files {
     kept: HashMap<(u64, u64), Arc<MapObject>>,
     /// How many came since it was last looked which of them are still there.
     newly_kept: usize,
+    progs: Vec<Weak<ProgObject>>,
 }
 
 impl Files {
@@ -223,6 +232,11 @@ impl Files {
     pub(crate) fn add_map(&mut self, object: &Arc<MapObject>) {
         self.maps.retain(|map| map.strong_count() > 0);
         self.maps.push(Arc::downgrade(object));
+    }
+
+    pub(crate) fn add_prog(&mut self, object: &Arc<ProgObject>) {
+        self.progs.retain(|prog| prog.strong_count() > 0);
+        self.progs.push(Arc::downgrade(object));
     }
 
     pub(crate) fn clear(&mut self) {
@@ -262,16 +276,53 @@ impl Files {
         let file = File::open(&path).map_err(|_| NotOurs::Other)?;
         match root.identify(&file).ok_or(NotOurs::Other)? {
             (Kind::Map, id) => {
-                let map = listing.open_map(id).map_err(NotOurs::Failed)?;
-                let object = MapObject::new(root, id, &map).map_err(NotOurs::Failed)?;
-                self.add_map(&object);
+                let object = self.map(root, listing, id).map_err(NotOurs::Failed)?;
                 Ok(Object::Map(object.with_mode(mode)))
             }
             (Kind::Btf, id) => {
                 let bytes = read_btf(&file).map_err(|error| NotOurs::Failed(errno(&error)))?;
                 Ok(Object::Btf(Arc::new(BtfObject { id, bytes })))
             }
+            (Kind::Prog, id) => {
+                self.prog(root, listing, id, &file).map(Object::Prog).map_err(NotOurs::Failed)
+            }
         }
+    }
+
+    /// The map with an id, which somebody refers to.
+    fn map(&mut self, root: &Root, listing: &Listing, id: u32) -> Result<Arc<MapObject>, Errno> {
+        let known = self.maps.iter().filter_map(Weak::upgrade).find(|map| map.id == id);
+        if let Some(object) = known {
+            return Ok(object);
+        }
+        let object = MapObject::new(root, id, &listing.open_map(id)?)?;
+        self.add_map(&object);
+        Ok(object)
+    }
+
+    /// The program that a file says it is.
+    fn prog(
+        &mut self,
+        root: &Root,
+        listing: &Listing,
+        id: u32,
+        file: &File,
+    ) -> Result<Arc<ProgObject>, Errno> {
+        let known = self.progs.iter().filter_map(Weak::upgrade).find(|prog| prog.id == id);
+        if let Some(object) = known {
+            return Ok(object);
+        }
+        let file = ProgFile::read(file).map_err(|error| errno(&error))?;
+        let maps =
+            file.maps.iter().map(|&map| self.map(root, listing, map)).collect::<Result<_, _>>()?;
+        let types = || {
+            let btf = File::open(root.object(Kind::Btf, file.btf_id)).ok()?;
+            Btf::parse(&read_btf(&btf).ok()?).ok()
+        };
+        let btf = if file.btf_id == 0 { None } else { types() };
+        let object = ProgObject::new(id, file, maps, btf);
+        self.add_prog(&object);
+        Ok(object)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::caller;
 use crate::command;
 use crate::file::{FdSet, Files, INTERNAL, Link, NotOurs, Object, OpenMap};
 use crate::listing::Listing;
+use crate::prog::ProgObject;
 use crate::root::{Locked, Root};
 use crate::user::{UserAddr, UserMemory};
 
@@ -129,7 +130,15 @@ impl Kernel {
     ) -> Result<R, Errno> {
         self.with_object(fd, |object| match object {
             Object::Map(map) => body(map),
-            Object::Btf(_) => Err(Errno::EINVAL),
+            Object::Btf(_) | Object::Prog(_) => Err(Errno::EINVAL),
+        })
+    }
+
+    /// The program behind a descriptor.
+    pub(crate) fn prog(&self, fd: RawFd) -> Result<Arc<ProgObject>, Errno> {
+        self.with_object(fd, |object| match object {
+            Object::Prog(prog) => Ok(Arc::clone(prog)),
+            Object::Map(_) | Object::Btf(_) => Err(Errno::EINVAL),
         })
     }
 
@@ -177,8 +186,10 @@ impl Kernel {
         let fd = file.as_raw_fd();
         files.set(fd, None);
         if let Some(object) = &object {
-            if let Object::Map(map) = object {
-                files.add_map(&map.object);
+            match object {
+                Object::Map(map) => files.add_map(&map.object),
+                Object::Prog(prog) => files.add_prog(prog),
+                Object::Btf(_) => {}
             }
             self.remember(&mut files, fd, object);
         }

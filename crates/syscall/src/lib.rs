@@ -29,6 +29,8 @@ mod kernel;
 mod listing;
 mod map_fd;
 mod path;
+mod prog;
+mod prog_file;
 mod root;
 pub mod seccomp;
 mod trace;

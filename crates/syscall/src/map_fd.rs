@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use bpfarray::{HandleMode, Map, count_as_writer};
+use bpfarray_core::insn::INSN_SIZE;
 use bpfarray_core::map::mmap::check_mmap;
 use bpfarray_core::{Errno, VALUE_OFFSET};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -14,7 +15,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use crate::caller;
 use crate::file::{Object, OpenMap};
 use crate::kernel::Kernel;
-use crate::root::{Kind, errno, open_as, refer};
+use crate::prog::ProgObject;
+use crate::root::{Kind, Root, errno, open_as, refer};
 
 impl Kernel {
     /// Does what `mmap` of a map's descriptor does; `None` for a descriptor that is none of a map here.
@@ -96,16 +98,16 @@ impl Kernel {
     fn map_behind(&self, fd: RawFd) -> Option<OpenMap> {
         let map = |object: &Object| match object {
             Object::Map(map) => Ok(map.clone()),
-            Object::Btf(_) => Err(Errno::EBADF),
+            Object::Btf(_) | Object::Prog(_) => Err(Errno::EBADF),
         };
         self.try_with_object(fd, |_| Errno::EBADF, map).ok()
     }
 
-    /// What `/proc/self/fdinfo/N` would show of a map's or BTF object's descriptor in the kernel, from the line `map_type` on; `None`
-    /// for other descriptors.
+    /// What `/proc/self/fdinfo/N` would show of an object's descriptor in the kernel, from the lines of all descriptors on; `None`
+    /// for descriptors that are none of an object here.
     ///
     /// # Kernel
-    /// `bpf_map_show_fdinfo`
+    /// `bpf_map_show_fdinfo`, `bpf_prog_show_fdinfo`
     pub fn fdinfo(&self, fd: RawFd) -> Option<String> {
         let show = |object: &Object| match object {
             Object::Map(map) => {
@@ -124,6 +126,7 @@ impl Kernel {
                 ))
             }
             Object::Btf(btf) => Ok(format!("btf_id:\t{}\n", btf.id)),
+            Object::Prog(prog) => prog_fdinfo(&self.root, prog),
         };
         self.with_object(fd, show).ok()
     }
@@ -142,4 +145,24 @@ fn may_map(map: &OpenMap, len: u64, prot: i32, flags: i32, offset: u64) -> Resul
     let (layout, frozen) = (handle.layout(), handle.is_frozen());
     check_mmap(layout, handle.mode(), frozen, offset, len, write, special)
         .map_err(|error| error.errno())
+}
+
+/// # Kernel
+/// `bpf_prog_show_fdinfo`
+fn prog_fdinfo(root: &Root, prog: &ProgObject) -> Result<String, Errno> {
+    /// Bytes of `struct bpf_prog` before the instructions.
+    const HEADER: usize = 72;
+    const PAGE: usize = 4096;
+    let program = prog.program()?;
+    let memlock = (HEADER + program.xlated().len() * INSN_SIZE).next_multiple_of(PAGE);
+    let (run_time_ns, run_cnt) = root.stats_of(prog.id);
+    let tag: String = prog.file.tag.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!(
+        "prog_type:\t{}\nprog_jited:\t{}\nprog_tag:\t{tag}\nmemlock:\t{memlock}\nprog_id:\t{}\n\
+         run_time_ns:\t{run_time_ns}\nrun_cnt:\t{run_cnt}\nrecursion_misses:\t0\nverified_insns:\t{}\n",
+        prog.file.prog_type,
+        u8::from(program.jited().is_some()),
+        prog.id,
+        prog.file.verified_insns(),
+    ))
 }

@@ -4,17 +4,18 @@
 //! - a descriptor, or a mapping made from it, is an open file with a shared `flock`, which the kernel drops with the
 //!   last reference to the open file, also when its process is killed;
 //! - a pin is another hard link in `pin`;
-//! - a map refers to the BTF it was created with by a hard link beside it.
+//! - a map refers to the BTF it was created with by a hard link beside it, a program to its maps and BTF by hard links in
+//!   a directory beside it.
 //!
 //! A slot of an ARRAY_OF_MAPS that is there refers to the map whose id it holds.
 //!
 //! What has neither another link nor a lock, nor is in such a slot, is swept by whoever comes across it. Ids, links, slots and sweeping are ordered by
 //! an exclusive `flock` on the file `ids`; operations on elements need none of this.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use bpfarray::{FileSlots, slots_of_file};
 use bpfarray_core::Errno;
 use bpfarray_core::map::{HandleMode, Kind as MapKind};
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
+
+use crate::prog_file::{self, ProgFile};
 
 /// Names the root directory, in the environment.
 pub const ROOT_VARIABLE: &str = "BPFARRAY_ROOT";
@@ -36,6 +39,7 @@ pub(crate) const BTF_OFFSET: u64 = 16;
 pub(crate) enum Kind {
     Map,
     Btf,
+    Prog,
 }
 
 impl Kind {
@@ -44,6 +48,7 @@ impl Kind {
         match self {
             Self::Map => "bpf-map",
             Self::Btf => "btf",
+            Self::Prog => "bpf-prog",
         }
     }
 
@@ -52,6 +57,7 @@ impl Kind {
         match self {
             Self::Map => *b"\x8fBPFMAP\n",
             Self::Btf => *b"\x8fBPFBTF\n",
+            Self::Prog => crate::prog_file::MAGIC,
         }
     }
 
@@ -59,7 +65,7 @@ impl Kind {
     const fn id_offset(self) -> u64 {
         match self {
             Self::Map => 56,
-            Self::Btf => 12,
+            Self::Btf | Self::Prog => 12,
         }
     }
 
@@ -68,10 +74,21 @@ impl Kind {
         match self {
             Self::Map => 0,
             Self::Btf => 8,
+            Self::Prog => 16,
         }
     }
 
-    const ALL: [Self; 2] = [Self::Map, Self::Btf];
+    /// What can keep objects of the kind, besides descriptors and pins, in the order in which it is swept.
+    const fn keepers(self) -> &'static [Self] {
+        match self {
+            Self::Prog => &[],
+            Self::Map => &[Self::Prog],
+            Self::Btf => &[Self::Prog, Self::Map],
+        }
+    }
+
+    /// Each before those that it keeps.
+    const ALL: [Self; 3] = [Self::Prog, Self::Map, Self::Btf];
 }
 
 /// Why a root directory cannot be used.
@@ -142,14 +159,20 @@ pub(crate) struct Locked<'a> {
     ids: File,
     /// Maps that are in slots, once somebody had to know.
     in_slots: OnceCell<BTreeSet<u32>>,
+    /// Whether what keeps other objects has been looked through.
+    keepers_swept: Cell<bool>,
     /// Only after the lock: a child that is forked meanwhile must not have the open file.
     _turn: MutexGuard<'a, ()>,
 }
 
 /// What can be seen of an object's references from outside.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
 enum State {
     Gone,
+    /// By a descriptor or a mapping.
     Held,
+    /// By a further name.
+    Linked,
     /// None but perhaps by a slot.
     Alone,
 }
@@ -222,19 +245,51 @@ impl Root {
         self.path.join(Kind::Map.directory()).join(format!("{id}.btf"))
     }
 
+    /// The directory of what a program keeps.
+    fn kept_by_program(&self, id: u32) -> PathBuf {
+        self.path.join(Kind::Prog.directory()).join(format!("{id}.keeps"))
+    }
+
+    /// The file that is locked while statistics are wanted.
+    fn stats(&self) -> PathBuf {
+        self.path.join("stats")
+    }
+
+    /// Opens what keeps statistics of programs going for as long as it is open.
+    ///
+    /// # Kernel
+    /// `bpf_enable_runtime_stats`
+    pub(crate) fn enable_stats(&self) -> Result<File, Errno> {
+        let file = open_or_create(&self.stats())?;
+        refer(&file)?;
+        Ok(file)
+    }
+
+    /// How long runs of a program took in nanoseconds, and how many there were, while somebody wanted to know.
+    pub(crate) fn stats_of(&self, prog: u32) -> (u64, u64) {
+        let file = open_as(&self.object(Kind::Prog, prog), HandleMode::ReadOnly);
+        file.map_or((0, 0), |file| prog_file::stats(&file))
+    }
+
+    /// Ids of the maps that a program keeps.
+    pub(crate) fn maps_of(&self, prog: u32) -> Result<Vec<u32>, Errno> {
+        let file = open_as(&self.object(Kind::Prog, prog), HandleMode::ReadOnly)?;
+        ProgFile::read(&file).map(|file| file.maps).map_err(|error| errno(&error))
+    }
+
+    /// Whether somebody wants statistics of programs.
+    pub(crate) fn is_stats_enabled(&self) -> bool {
+        let Ok(file) = open_as(&self.stats(), HandleMode::ReadOnly) else { return false };
+        let lock = retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive));
+        lock == Err(Errno::EAGAIN)
+    }
+
     /// Waits for its turn to change the directory, among the threads of this process and among processes.
     pub(crate) fn lock<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Result<Locked<'a>, Errno> {
-        let path = self.path.join("ids");
-        let ids = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| errno(&error))?;
+        let ids = open_or_create(&self.path.join("ids"))?;
         retry(|| flock(&ids, FlockOperation::LockExclusive))?;
-        Ok(Locked { root: self, ids, in_slots: OnceCell::new(), _turn: turn })
+        let (in_slots, keepers_swept) = (OnceCell::new(), Cell::new(false));
+        Ok(Locked { root: self, ids, in_slots, keepers_swept, _turn: turn })
     }
 
     /// Which object an open file is, by what it says itself and where it is listed.
@@ -288,19 +343,57 @@ impl Locked<'_> {
         Ok(id)
     }
 
-    /// Makes the file of a new BTF object, complete before it has its name.
+    /// Makes the file of a new BTF object.
     pub(crate) fn create_btf(&self, id: u32, bytes: &[u8]) -> Result<(), Errno> {
-        let path = self.root.object(Kind::Btf, id);
-        let temporary = path.with_extension("new");
         let content =
             [&Kind::Btf.magic()[..], &1_u32.to_le_bytes(), &id.to_le_bytes(), bytes].concat();
+        self.create(Kind::Btf, id, &content)
+    }
+
+    /// Makes the file of a new program, which keeps its maps and its BTF.
+    pub(crate) fn create_prog(&self, id: u32, file: &ProgFile) -> Result<(), Errno> {
+        self.create(Kind::Prog, id, &file.encode(id))?;
+        let keeps = self.root.kept_by_program(id);
+        make_directory(&keeps).map_err(|error| errno(&error))?;
+        file.maps.iter().try_for_each(|&map| self.keep(id, Kind::Map, map))?;
+        if file.btf_id == 0 { Ok(()) } else { self.keep(id, Kind::Btf, file.btf_id) }
+    }
+
+    /// Lets a program keep a map or a BTF object.
+    fn keep(&self, prog: u32, kind: Kind, id: u32) -> Result<(), Errno> {
+        let link = self.root.kept_by_program(prog).join(format!("{}-{id}", kind.directory()));
+        fs::hard_link(self.root.object(kind, id), link).map_err(|error| errno(&error))
+    }
+
+    /// Lets a program keep one more map.
+    pub(crate) fn bind(&self, prog: u32, map: u32) -> Result<(), Errno> {
+        let path = self.root.object(Kind::Prog, prog);
+        let io = |error: io::Error| errno(&error);
+        let mut file = File::options().read(true).append(true).open(path).map_err(io)?;
+        if ProgFile::read(&file).map_err(io)?.maps.contains(&map) {
+            return Ok(());
+        }
+        self.keep(prog, Kind::Map, map)?;
+        file.write_all(&map.to_le_bytes()).map_err(io)
+    }
+
+    /// Adds to the statistics of a program.
+    pub(crate) fn add_stats(&self, prog: u32, run_time_ns: u64, runs: u64) -> Result<(), Errno> {
+        let file = open_as(&self.root.object(Kind::Prog, prog), HandleMode::ReadWrite)?;
+        prog_file::add_stats(&file, run_time_ns, runs).map_err(|error| errno(&error))
+    }
+
+    /// Makes the file of a new object, complete before it has its name.
+    fn create(&self, kind: Kind, id: u32, content: &[u8]) -> Result<(), Errno> {
+        let path = self.root.object(kind, id);
+        let temporary = path.with_extension("new");
         let created = File::options()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(&temporary)
-            .and_then(|file| file.write_all_at(&content, 0))
+            .and_then(|file| file.write_all_at(content, 0))
             .and_then(|()| fs::rename(&temporary, &path));
         created.map_err(|error| errno(&error))
     }
@@ -347,8 +440,12 @@ impl Locked<'_> {
 
     /// Removes what nobody refers to.
     pub(crate) fn sweep(&self) -> Result<(), Errno> {
-        // Maps first: they keep BTF.
-        for kind in Kind::ALL {
+        self.keepers_swept.set(true);
+        self.sweep_kinds(&Kind::ALL)
+    }
+
+    fn sweep_kinds(&self, kinds: &[Kind]) -> Result<(), Errno> {
+        for &kind in kinds {
             for id in self.list(kind)? {
                 self.is_alive(kind, id)?;
             }
@@ -359,20 +456,35 @@ impl Locked<'_> {
     /// Whether somebody refers to an object, which is removed otherwise.
     fn is_alive(&self, kind: Kind, id: u32) -> Result<bool, Errno> {
         let path = self.root.object(kind, id);
-        match self.state(&path)? {
+        let mut state = self.state(&path)?;
+        if state == State::Linked {
+            self.sweep_keepers(kind)?;
+            state = self.state(&path)?;
+        }
+        match state {
             State::Gone => return Ok(false),
-            State::Held => return Ok(true),
+            State::Held | State::Linked => return Ok(true),
             State::Alone if kind == Kind::Map && self.maps_in_slots()?.contains(&id) => {
                 return Ok(true);
             }
             State::Alone => {}
         }
-        if kind == Kind::Map {
-            // A map without BTF has no such link.
-            let _ = fs::remove_file(self.root.btf_of_map(id));
-        }
+        // A map without BTF has no such link; a program whose maker died may have no such directory.
+        let _ = match kind {
+            Kind::Map => fs::remove_file(self.root.btf_of_map(id)),
+            Kind::Prog => fs::remove_dir_all(self.root.kept_by_program(id)),
+            Kind::Btf => Ok(()),
+        };
         fs::remove_file(&path).map_err(|error| errno(&error))?;
         Ok(false)
+    }
+
+    /// Removes what keeps objects of a kind and is kept by nobody itself.
+    fn sweep_keepers(&self, kind: Kind) -> Result<(), Errno> {
+        if kind.keepers().is_empty() || self.keepers_swept.replace(true) {
+            return Ok(());
+        }
+        self.sweep_kinds(kind.keepers())
     }
 
     /// Whether a descriptor, a mapping or a further name refers to a file.
@@ -383,7 +495,7 @@ impl Locked<'_> {
             Err(error) => return Err(errno(&error)),
         };
         if found.nlink() > 1 {
-            return Ok(State::Held);
+            return Ok(State::Linked);
         }
         // Permissions may be such that it cannot be read.
         let Ok(file) =
@@ -403,6 +515,7 @@ impl Locked<'_> {
         if let Some(maps) = self.in_slots.get() {
             return Ok(maps);
         }
+        self.sweep_keepers(Kind::Map)?;
         let mut maps = BTreeSet::new();
         for id in self.list(Kind::Map)? {
             let path = self.root.object(Kind::Map, id);
@@ -410,7 +523,7 @@ impl Locked<'_> {
             let slots = File::open(&path).ok().and_then(|file| slots_of_file(&file).ok());
             if let Some(FileSlots { kind: MapKind::ArrayOfMaps, filled, .. }) = slots
                 && !filled.is_empty()
-                && matches!(self.state(&path)?, State::Held)
+                && matches!(self.state(&path)?, State::Held | State::Linked)
             {
                 maps.extend(filled.into_iter().filter_map(|(_, id)| u32::try_from(id).ok()));
             }
@@ -427,6 +540,12 @@ impl Locked<'_> {
         ids.sort_unstable();
         Ok(ids)
     }
+}
+
+fn open_or_create(path: &Path) -> Result<File, Errno> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|error| errno(&error))
 }
 
 /// A shared lock on the open file: it is a reference now.

@@ -64,7 +64,26 @@ const PROG_LOAD: &[Field] = &[
     ("log_buf", 32, Show::Pointer),
     ("prog_flags", 44, Show::Flags),
     ("prog_name", 48, Show::Name),
+    ("expected_attach_type", 68, Show::Number),
+    ("prog_btf_fd", 72, Show::Number),
 ];
+const TEST_RUN: &[Field] = &[
+    ("prog_fd", 0, Show::Number),
+    ("data_size_in", 8, Show::Number),
+    ("data_size_out", 12, Show::Number),
+    ("data_in", 16, Show::Pointer),
+    ("data_out", 24, Show::Pointer),
+    ("repeat", 32, Show::Number),
+    ("ctx_size_in", 40, Show::Number),
+    ("ctx_size_out", 44, Show::Number),
+    ("ctx_in", 48, Show::Pointer),
+    ("ctx_out", 56, Show::Pointer),
+    ("flags", 64, Show::Flags),
+    ("cpu", 68, Show::Number),
+];
+const BIND_MAP: &[Field] =
+    &[("prog_fd", 0, Show::Number), ("map_fd", 4, Show::Number), ("flags", 8, Show::Flags)];
+const ENABLE_STATS: &[Field] = &[("type", 0, Show::Number)];
 const OBJ: &[Field] = &[
     ("pathname", 0, Show::Path),
     ("bpf_fd", 8, Show::Number),
@@ -90,12 +109,15 @@ const fn fields(cmd: u32) -> &'static [Field] {
         3 | 4 => ELEM.split_at(3).0,
         5 => PROG_LOAD,
         6 | 7 => OBJ,
+        10 => TEST_RUN,
         11 | 12 | 23 | 31 => NEXT_ID,
         13 | 14 | 19 | 30 => BY_ID,
         15 => INFO,
         18 => BTF,
         22 => ELEM.split_at(1).0,
         24..=27 => BATCH,
+        32 => ENABLE_STATS,
+        35 => BIND_MAP,
         _ => &[],
     }
 }

@@ -11,20 +11,43 @@ use sha2::{Digest, Sha256};
 /// # Kernel
 /// `bpf_prog_calc_tag`
 pub(crate) fn digest(insns: &[Insn]) -> [u8; 32] {
+    hash(insns.iter().map(|&insn| {
+        let kind = match insn.src.index() as u8 {
+            pseudo::MAP_IDX if insn.is_ld_imm64() => pseudo::MAP_FD,
+            pseudo::MAP_IDX_VALUE if insn.is_ld_imm64() => pseudo::MAP_VALUE,
+            _ => return insn,
+        };
+        Insn { src: Reg::new(kind), ..insn }
+    }))
+}
+
+/// The tag that the kernel shows for a program, from its instructions as they are handed to `BPF_PROG_LOAD`.
+///
+/// ```
+/// use bpfarray_core::insn::{Insn, Reg};
+/// let tag = bpfarray_vm::prog_tag(&[Insn::mov64_imm(Reg::R0, 2), Insn::exit()]);
+/// assert_eq!(tag, [0x61, 0x4b, 0x43, 0x4c, 0xd8, 0x32, 0x4e, 0xcc]);
+/// ```
+///
+/// # Kernel
+/// `bpf_prog_calc_tag`
+#[doc(alias = "bpf_prog_calc_tag")]
+pub fn prog_tag(insns: &[Insn]) -> [u8; 8] {
+    let [a, b, c, d, e, f, g, h, ..] = hash(insns.iter().copied());
+    [a, b, c, d, e, f, g, h]
+}
+
+fn hash(insns: impl Iterator<Item = Insn>) -> [u8; 32] {
     let mut hasher = Sha256::new();
     let mut second_of_map = false;
-    for &insn in insns {
-        let by_descriptor = match insn.src.index() as u8 {
-            pseudo::MAP_IDX if insn.is_ld_imm64() => Some(pseudo::MAP_FD),
-            pseudo::MAP_IDX_VALUE if insn.is_ld_imm64() => Some(pseudo::MAP_VALUE),
-            _ => None,
-        };
-        hasher.update(match by_descriptor {
-            Some(kind) => Insn { src: Reg::new(kind), imm: 0, ..insn }.encode(),
-            None if second_of_map => Insn { imm: 0, ..insn }.encode(),
-            None => insn.encode(),
+    for insn in insns {
+        let is_map = insn.is_ld_imm64()
+            && matches!(insn.src.index() as u8, pseudo::MAP_FD | pseudo::MAP_VALUE);
+        hasher.update(match is_map || second_of_map {
+            true => Insn { imm: 0, ..insn }.encode(),
+            false => insn.encode(),
         });
-        second_of_map = by_descriptor.is_some();
+        second_of_map = is_map;
     }
     hasher.finalize().into()
 }

@@ -38,10 +38,12 @@ mod loaded;
 pub mod prog_type;
 mod program;
 mod region;
+mod source;
 mod verify;
 mod xlate;
 
 pub use context::Context;
+pub use digest::prog_tag;
 pub use elf::{LoadError, Object};
 pub use engine::{Accesses, Engine};
 pub use fault::Fault;
@@ -51,6 +53,7 @@ pub use iter::{IterError, MapElemIter};
 pub use loaded::{LoadObjectError, LoadOptions, Loaded, MapError, MapErrorKind};
 pub use prog_type::ProgType;
 pub use program::{Outcome, Profile, Program, ProgramError, SourceLine};
+pub use source::ProgramSource;
 pub use verify::{LogLevel, Rule, VerifyError, VerifyErrorKind};
 pub use xlate::XlateError;
 

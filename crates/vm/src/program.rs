@@ -20,7 +20,7 @@ use crate::interp::{self, Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
-use crate::verify::{Environment, LogLevel, Refusal, Safety, VerifyError, globals, verify};
+use crate::verify::{Environment, Fact, LogLevel, Refusal, Safety, VerifyError, globals, verify};
 use crate::xlate::{XlateError, Xlated, xlate};
 
 /// Why there is no program.
@@ -170,6 +170,7 @@ struct Inner {
     /// For each instruction, as loaded, its source line.
     lines: Vec<(usize, SourceLine)>,
     log: String,
+    max_ctx_offset: usize,
 }
 
 impl Program {
@@ -257,6 +258,11 @@ impl Program {
         }
         let xlated = xlate(&verified, &maps)
             .map_err(|error| ProgramError::Xlate { program: program(), error })?;
+        let reached = |fact: &Fact| match fact {
+            Fact::Ctx(access) => Some(access.native_off + access.native_size),
+            _ => None,
+        };
+        let max_ctx_offset = verified.facts.iter().filter_map(reached).max().unwrap_or(0);
         let environment = RunEnvironment::new(name, &maps, helpers);
         let executable = Arc::new(executable(&xlated, &maps, environment, mode.engine));
         owner.jited = executable.engine() == Engine::Jit;
@@ -265,8 +271,18 @@ impl Program {
         })?;
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
         let name = name.to_owned();
-        let log = verified.log;
-        Ok(Self(Arc::new(Inner { id, name, hash, owner, maps, xlated, executable, lines, log })))
+        Ok(Self(Arc::new(Inner {
+            id,
+            name,
+            hash,
+            owner,
+            maps,
+            xlated,
+            executable,
+            lines,
+            log: verified.log,
+            max_ctx_offset,
+        })))
     }
 
     pub(crate) fn executable(&self) -> &Arc<Executable> {
@@ -359,6 +375,19 @@ impl Program {
     /// The source line that instruction `insn` of [`Program::xlated`] comes from.
     pub fn source_line(&self, insn: usize) -> Option<&SourceLine> {
         line_of(&self.0.lines, self.0.xlated.origin(insn))
+    }
+
+    /// The instruction, as loaded, that instruction `insn` of [`Program::xlated`] comes from.
+    pub fn origin(&self, insn: usize) -> usize {
+        self.0.xlated.origin(insn)
+    }
+
+    /// How many bytes of its context the program reaches, as far as that is known before it runs.
+    ///
+    /// # Kernel
+    /// `max_ctx_offset` of `struct bpf_prog_aux`
+    pub fn max_ctx_offset(&self) -> usize {
+        self.0.max_ctx_offset
     }
 
     /// The same program with another bound on a run: it ends after about `fuel` instructions.

@@ -47,7 +47,7 @@ pub(super) fn objects(name: &str) -> PathBuf {
     path
 }
 
-fn exec(objects: &Path, arguments: &[&str]) -> Command {
+pub(super) fn exec(objects: &Path, arguments: &[&str]) -> Command {
     let mut command = command("exec --root");
     command.arg(objects).args(arguments);
     command

@@ -13,6 +13,7 @@ const NEXT_ID: usize = 4;
 const END_OF_NEXT_ID: usize = 8;
 const ID: usize = 0;
 const OPEN_FLAGS: usize = 8;
+const END_OF_PROG_FD: usize = 4;
 const END_OF_MAP_FD: usize = 12;
 const END_OF_BTF_FD: usize = 16;
 
@@ -24,7 +25,11 @@ pub(super) fn next_btf(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     next(kernel, attr, Kind::Btf)
 }
 
-/// The next id among programs and links, of which there are none.
+pub(super) fn next_prog(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    next(kernel, attr, Kind::Prog)
+}
+
+/// The next id among links, of which there are none.
 pub(super) fn next_of_none(attr: &Attr) -> Result<(), Errno> {
     start(attr).and(Err(Errno::ENOENT))
 }
@@ -59,6 +64,14 @@ pub(super) fn map_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     attr.ends_at(END_OF_MAP_FD)?;
     let mode = mode_of(attr.u32(OPEN_FLAGS))?;
     let file = kernel.lock()?.open(Kind::Map, attr.u32(ID), mode)?;
+    Ok(kernel.install(file, None))
+}
+
+/// # Kernel
+/// `bpf_prog_get_fd_by_id`
+pub(super) fn prog_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
+    attr.ends_at(END_OF_PROG_FD)?;
+    let file = kernel.lock()?.open(Kind::Prog, attr.u32(ID), HandleMode::ReadWrite)?;
     Ok(kernel.install(file, None))
 }
 

@@ -2,6 +2,7 @@
 
 use bpfarray_core::Errno;
 
+use super::prog::prog_info;
 use crate::attr::{Attr, check_tail};
 use crate::file::{BtfObject, NotOurs, Object, OpenMap};
 use crate::kernel::Kernel;
@@ -26,11 +27,12 @@ pub(super) fn by_fd(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     kernel.try_with_object(attr.fd(BPF_FD), errno, |object| match object {
         Object::Map(map) => map_info(kernel, attr, map),
         Object::Btf(btf) => btf_info(kernel, attr, btf),
+        Object::Prog(prog) => prog_info(kernel, attr, prog),
     })
 }
 
 /// The caller's block of `N` bytes or fewer.
-struct Info<const N: usize> {
+pub(super) struct Info<const N: usize> {
     addr: UserAddr,
     len: usize,
     bytes: [u8; N],
@@ -38,7 +40,7 @@ struct Info<const N: usize> {
 
 impl<const N: usize> Info<N> {
     /// Refuses a longer block unless the rest is zero.
-    fn read(kernel: &Kernel, attr: &Attr) -> Result<Self, Errno> {
+    pub(super) fn read(kernel: &Kernel, attr: &Attr) -> Result<Self, Errno> {
         let (addr, size) = (attr.pointer(INFO), attr.u32(INFO_LEN));
         check_tail(&kernel.user, addr, size, N)?;
         let len = N.min(size as usize);
@@ -47,28 +49,28 @@ impl<const N: usize> Info<N> {
         Ok(Self { addr, len, bytes })
     }
 
-    fn u32(&self, offset: usize) -> u32 {
+    pub(super) fn u32(&self, offset: usize) -> u32 {
         let rest = self.bytes.get(offset..).unwrap_or_default();
         rest.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
     }
 
-    fn pointer(&self, offset: usize) -> UserAddr {
+    pub(super) fn pointer(&self, offset: usize) -> UserAddr {
         let rest = self.bytes.get(offset..).unwrap_or_default();
         UserAddr(rest.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes)))
     }
 
-    fn put(&mut self, offset: usize, bytes: &[u8]) {
+    pub(super) fn put(&mut self, offset: usize, bytes: &[u8]) {
         let rest = self.bytes.get_mut(offset..).unwrap_or_default();
         for (to, from) in rest.iter_mut().zip(bytes) {
             *to = *from;
         }
     }
 
-    fn put_u32(&mut self, offset: usize, value: u32) {
+    pub(super) fn put_u32(&mut self, offset: usize, value: u32) {
         self.put(offset, &value.to_ne_bytes());
     }
 
-    fn write(&self, kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    pub(super) fn write(&self, kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
         kernel.user.write(self.addr, &self.bytes[..self.len])?;
         attr.put_u32(&kernel.user, INFO_LEN, self.len as u32)
     }

@@ -6,8 +6,10 @@ mod create;
 mod elem;
 mod id;
 mod info;
+mod log;
 mod object;
 mod pin;
+mod prog;
 
 use bpfarray_core::Errno;
 
@@ -23,21 +25,16 @@ macro_rules! commands {
         pub const fn command_name(cmd: u32) -> Option<&'static str> {
             match cmd {
                 $($value => Some(stringify!($name)),)*
-                5 => Some("PROG_LOAD"),
                 8 => Some("PROG_ATTACH"),
                 9 => Some("PROG_DETACH"),
-                10 => Some("PROG_TEST_RUN"),
-                13 => Some("PROG_GET_FD_BY_ID"),
                 16 => Some("PROG_QUERY"),
                 17 => Some("RAW_TRACEPOINT_OPEN"),
                 20 => Some("TASK_FD_QUERY"),
                 28 => Some("LINK_CREATE"),
                 29 => Some("LINK_UPDATE"),
                 30 => Some("LINK_GET_FD_BY_ID"),
-                32 => Some("ENABLE_STATS"),
                 33 => Some("ITER_CREATE"),
                 34 => Some("LINK_DETACH"),
-                35 => Some("PROG_BIND_MAP"),
                 36 => Some("TOKEN_CREATE"),
                 37 => Some("PROG_STREAM_READ_BY_FD"),
                 _ => None,
@@ -52,10 +49,13 @@ commands! {
     2 MAP_UPDATE_ELEM,
     3 MAP_DELETE_ELEM,
     4 MAP_GET_NEXT_KEY,
+    5 PROG_LOAD,
     6 OBJ_PIN,
     7 OBJ_GET,
+    10 PROG_TEST_RUN,
     11 PROG_GET_NEXT_ID,
     12 MAP_GET_NEXT_ID,
+    13 PROG_GET_FD_BY_ID,
     14 MAP_GET_FD_BY_ID,
     15 OBJ_GET_INFO_BY_FD,
     18 BTF_LOAD,
@@ -68,6 +68,8 @@ commands! {
     26 MAP_UPDATE_BATCH,
     27 MAP_DELETE_BATCH,
     31 LINK_GET_NEXT_ID,
+    32 ENABLE_STATS,
+    35 PROG_BIND_MAP,
 }
 
 /// Whether a command copies no more than an element, and need not wait. Only updates of slots, and those with a lock, may have to,
@@ -101,8 +103,14 @@ pub(crate) fn dispatch(kernel: &Kernel, cmd: u32, attr: &Attr) -> Result<i32, Er
         BTF_GET_NEXT_ID => done(id::next_btf(kernel, attr)),
         MAP_GET_FD_BY_ID => id::map_fd(kernel, attr),
         BTF_GET_FD_BY_ID => id::btf_fd(kernel, attr),
-        PROG_GET_NEXT_ID | LINK_GET_NEXT_ID => done(id::next_of_none(attr)),
-        // What is done with programs and links, and what no kernel knows.
+        PROG_LOAD => prog::load(kernel, attr),
+        PROG_TEST_RUN => done(prog::test_run(kernel, attr)),
+        PROG_BIND_MAP => done(prog::bind_map(kernel, attr)),
+        PROG_GET_NEXT_ID => done(id::next_prog(kernel, attr)),
+        PROG_GET_FD_BY_ID => id::prog_fd(kernel, attr),
+        ENABLE_STATS => prog::enable_stats(kernel, attr),
+        LINK_GET_NEXT_ID => done(id::next_of_none(attr)),
+        // What attaches programs, and what no kernel knows.
         _ => Err(Errno::EINVAL),
     }
 }

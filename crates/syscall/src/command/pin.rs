@@ -6,11 +6,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use bpfarray_core::Errno;
+use bpfarray_core::map::HandleMode;
 
 use super::id::mode_of;
 use crate::attr::Attr;
 use crate::caller;
-use crate::file::proc_path;
+use crate::file::{Object, proc_path};
 use crate::kernel::Kernel;
 use crate::root::{Kind, errno};
 
@@ -37,7 +38,14 @@ pub(super) fn pin(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     check_path_fd(attr)?;
     let fd = attr.fd(BPF_FD);
     // The descriptor is judged before the path, and whatever is wrong with it is EINVAL.
-    kernel.try_with_object(fd, |_| Errno::EINVAL, |_| Ok(()))?;
+    kernel.try_with_object(
+        fd,
+        |_| Errno::EINVAL,
+        |object| match object {
+            Object::Map(_) | Object::Prog(_) => Ok(()),
+            Object::Btf(_) => Err(Errno::EINVAL),
+        },
+    )?;
     let path = path(kernel, attr)?;
     let Some(inside) = kernel.root.translate(&path) else {
         let parent = path.parent().map_or(Ok(true), |parent| parent.try_exists());
@@ -78,9 +86,11 @@ pub(super) fn get(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     }
     let file = File::open(&inside).map_err(|error| errno(&error))?;
     let (kind, id) = kernel.root.identify(&file).ok_or(Errno::EACCES)?;
-    if kind != Kind::Map {
-        return Err(Errno::EACCES);
-    }
+    let mode = match kind {
+        Kind::Map => mode,
+        Kind::Prog => HandleMode::ReadWrite,
+        Kind::Btf => return Err(Errno::EACCES),
+    };
     let file = locked.open(kind, id, mode)?;
     drop(locked);
     Ok(kernel.install(file, None))

@@ -1,0 +1,138 @@
+//! What can be told about a program.
+
+use bpfarray_core::Errno;
+use bpfarray_core::insn::INSN_SIZE;
+use bpfarray_vm::Program;
+
+use super::super::info::Info;
+use crate::attr::Attr;
+use crate::kernel::Kernel;
+use crate::prog::ProgObject;
+use crate::prog_file::{FuncInfo, LineInfo};
+
+/// Bytes of `struct bpf_prog_info`.
+const SIZE: usize = 232;
+
+const JITED_PROG_LEN: usize = 16;
+const XLATED_PROG_LEN: usize = 20;
+const JITED_PROG_INSNS: usize = 24;
+const XLATED_PROG_INSNS: usize = 32;
+const NR_MAP_IDS: usize = 52;
+const MAP_IDS: usize = 56;
+const NR_JITED_KSYMS: usize = 104;
+const NR_JITED_FUNC_LENS: usize = 108;
+const JITED_KSYMS: usize = 112;
+const JITED_FUNC_LENS: usize = 120;
+const FUNC_INFO_REC_SIZE: usize = 132;
+const FUNC_INFO: usize = 136;
+const NR_FUNC_INFO: usize = 144;
+const NR_LINE_INFO: usize = 148;
+const LINE_INFO: usize = 152;
+const NR_JITED_LINE_INFO: usize = 168;
+const LINE_INFO_REC_SIZE: usize = 172;
+const JITED_LINE_INFO_REC_SIZE: usize = 176;
+const NR_PROG_TAGS: usize = 180;
+const PROG_TAGS: usize = 184;
+
+/// # Kernel
+/// `bpf_prog_get_info_by_fd`
+pub(in super::super) fn prog_info(
+    kernel: &Kernel,
+    attr: &Attr,
+    prog: &ProgObject,
+) -> Result<(), Errno> {
+    let asked = Info::<SIZE>::read(kernel, attr)?;
+    let mut told = Told { kernel, info: asked };
+    let file = &prog.file;
+    told.info.put_u32(0, file.prog_type);
+    told.info.put_u32(4, prog.id);
+    told.info.put(8, &file.tag);
+    told.info.put(40, &file.load_time.to_ne_bytes());
+    told.info.put_u32(48, file.uid);
+    told.info.put(64, &file.name);
+    told.info.put_u32(84, file.is_gpl_compatible().into());
+    let maps = kernel.root.maps_of(prog.id)?;
+    let maps: Vec<u8> = maps.iter().flat_map(|id| id.to_ne_bytes()).collect();
+    told.records(NR_MAP_IDS, MAP_IDS, 4, &maps)?;
+    let sizes = [
+        (FUNC_INFO_REC_SIZE, &[NR_FUNC_INFO][..], FuncInfo::LEN),
+        (LINE_INFO_REC_SIZE, &[NR_LINE_INFO], LineInfo::LEN),
+        (JITED_LINE_INFO_REC_SIZE, &[NR_JITED_LINE_INFO], size_of::<u64>()),
+    ];
+    for (rec_size, counts, size) in sizes {
+        let is_asked = counts.iter().chain([&rec_size]).any(|&at| told.info.u32(at) != 0);
+        if is_asked && told.info.u32(rec_size) != size as u32 {
+            return Err(Errno::EINVAL);
+        }
+        told.info.put_u32(rec_size, size as u32);
+    }
+    let (run_time_ns, run_cnt) = kernel.root.stats_of(prog.id);
+    told.info.put(192, &run_time_ns.to_ne_bytes());
+    told.info.put(200, &run_cnt.to_ne_bytes());
+    told.info.put(208, &[0; 8]);
+    told.info.put_u32(216, file.verified_insns());
+    told.info.put_u32(128, file.btf_id);
+    let program = prog.program()?;
+    let xlated: Vec<u8> = program.xlated().iter().flat_map(|insn| insn.encode()).collect();
+    told.records(XLATED_PROG_LEN, XLATED_PROG_INSNS, 1, &xlated)?;
+    // The interpreter has no machine code, and so none of its functions either.
+    let jited = program.jited().unwrap_or_default();
+    told.records(JITED_PROG_LEN, JITED_PROG_INSNS, 1, jited)?;
+    let start = (jited.as_ptr().addr() as u64).to_ne_bytes();
+    told.records(NR_JITED_KSYMS, JITED_KSYMS, 8, &start)?;
+    told.records(NR_JITED_FUNC_LENS, JITED_FUNC_LENS, 4, &(jited.len() as u32).to_ne_bytes())?;
+    // Nothing is attached by BTF.
+    told.info.put(220, &[0; 8]);
+    let places = Places::of(program, xlated.len() / INSN_SIZE);
+    let functions = file.func_info.iter().flat_map(|info| {
+        let insn_off = places.of_insn(info.insn_off);
+        FuncInfo { insn_off, ..*info }.encode()
+    });
+    told.records(NR_FUNC_INFO, FUNC_INFO, FuncInfo::LEN, &functions.collect::<Vec<_>>())?;
+    let lines = file.line_info.iter().flat_map(|info| {
+        let insn_off = places.of_insn(info.insn_off);
+        LineInfo { insn_off, ..*info }.encode()
+    });
+    told.records(NR_LINE_INFO, LINE_INFO, LineInfo::LEN, &lines.collect::<Vec<_>>())?;
+    // Which machine code is a line's, nobody keeps.
+    told.info.put_u32(NR_JITED_LINE_INFO, 0);
+    told.records(NR_PROG_TAGS, PROG_TAGS, 8, &file.tag)?;
+    told.info.write(kernel, attr)
+}
+
+/// Where instructions are after the translation.
+struct Places(Vec<usize>);
+
+impl Places {
+    fn of(program: &Program, xlated: usize) -> Self {
+        Self((0..xlated).map(|insn| program.origin(insn)).collect())
+    }
+
+    fn of_insn(&self, loaded: u32) -> u32 {
+        self.0.partition_point(|&origin| origin < loaded as usize) as u32
+    }
+}
+
+/// The caller's structure, while it is filled in.
+struct Told<'a> {
+    kernel: &'a Kernel,
+    info: Info<SIZE>,
+}
+
+impl Told<'_> {
+    /// Copies as many records as the caller has room for, and says how many there are.
+    fn records(
+        &mut self,
+        count: usize,
+        addr: usize,
+        size: usize,
+        records: &[u8],
+    ) -> Result<(), Errno> {
+        let room = (self.info.u32(count) as usize).saturating_mul(size).min(records.len());
+        if room != 0 {
+            self.kernel.user.write(self.info.pointer(addr), &records[..room])?;
+        }
+        self.info.put_u32(count, (records.len() / size) as u32);
+        Ok(())
+    }
+}

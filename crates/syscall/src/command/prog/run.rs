@@ -1,0 +1,300 @@
+//! Running programs on data that the caller gives.
+
+use std::time::{Duration, Instant};
+
+use bpfarray_core::Errno;
+use bpfarray_vm::prog_type::AttachType;
+use bpfarray_vm::{Context, ProgType, Program};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::attr::{Attr, check_tail};
+use crate::kernel::Kernel;
+use crate::prog::ProgObject;
+
+const PROG_FD: usize = 0;
+const RETVAL: usize = 4;
+const DATA_SIZE_IN: usize = 8;
+const DATA_SIZE_OUT: usize = 12;
+const DATA_IN: usize = 16;
+const DATA_OUT: usize = 24;
+const REPEAT: usize = 32;
+const DURATION: usize = 36;
+const CTX_SIZE_IN: usize = 40;
+const CTX_SIZE_OUT: usize = 44;
+const CTX_IN: usize = 48;
+const CTX_OUT: usize = 56;
+const FLAGS: usize = 64;
+const CPU: usize = 68;
+const BATCH_SIZE: usize = 72;
+const END: usize = 76;
+
+/// # Kernel
+/// `BPF_F_TEST_RUN_ON_CPU`
+const F_RUN_ON_CPU: u32 = 1;
+
+const XDP_MD_SIZE: usize = 24;
+const SK_BUFF_SIZE: usize = 192;
+const ETH_HLEN: u32 = 14;
+
+/// Longest packet with its pieces, and some more: what is longer is refused whatever is in it.
+const MAX_DATA: u32 = 1 << 20;
+
+/// Most bytes of a tracepoint's arguments.
+const MAX_RAW_TP_CTX: u32 = 12 * 8;
+
+/// # Kernel
+/// `bpf_prog_test_run`
+pub(in super::super) fn test_run(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    attr.ends_at(END)?;
+    let is_half = |size: usize, addr: usize| (attr.u32(size) == 0) != attr.pointer(addr).is_null();
+    if is_half(CTX_SIZE_IN, CTX_IN) || is_half(CTX_SIZE_OUT, CTX_OUT) {
+        return Err(Errno::EINVAL);
+    }
+    let prog = kernel.prog(attr.fd(PROG_FD))?;
+    let run = TestRun { kernel, attr, prog: &prog };
+    match ProgType(prog.file.prog_type) {
+        ProgType::XDP => run.xdp(),
+        ProgType::SOCKET_FILTER | ProgType::SCHED_CLS | ProgType::SCHED_ACT => run.skb(),
+        ProgType::RAW_TRACEPOINT => run.raw_tracepoint(),
+        ProgType::SYSCALL => run.syscall(),
+        _ => Err(Errno::ENOTSUPP),
+    }
+}
+
+struct TestRun<'a> {
+    kernel: &'a Kernel,
+    attr: &'a Attr,
+    prog: &'a ProgObject,
+}
+
+impl TestRun<'_> {
+    /// # Kernel
+    /// `bpf_prog_test_run_xdp`
+    fn xdp(&self) -> Result<(), Errno> {
+        let attach_type = AttachType(self.prog.file.expected_attach_type);
+        let is_second = matches!(attach_type, AttachType::XDP_DEVMAP | AttachType::XDP_CPUMAP);
+        if is_second || self.is_any_set(&[FLAGS, BATCH_SIZE]) {
+            return Err(Errno::EINVAL);
+        }
+        let ctx = self.ctx_in(XDP_MD_SIZE)?;
+        if self.attr.u32(DATA_SIZE_IN) < ETH_HLEN {
+            return Err(Errno::EINVAL);
+        }
+        self.packet(ctx)
+    }
+
+    /// # Kernel
+    /// `bpf_prog_test_run_skb`
+    fn skb(&self) -> Result<(), Errno> {
+        let is_any_set = self.is_any_set(&[FLAGS, CPU, BATCH_SIZE]);
+        if is_any_set || self.attr.u32(DATA_SIZE_IN) < ETH_HLEN {
+            return Err(Errno::EINVAL);
+        }
+        let ctx = self.ctx_in(SK_BUFF_SIZE)?;
+        self.packet(ctx)
+    }
+
+    /// Whether one of these numbers is not 0.
+    fn is_any_set(&self, fields: &[usize]) -> bool {
+        fields.iter().any(|&at| self.attr.u32(at) != 0)
+    }
+
+    /// The caller's structure, with zeroes where it is shorter than ours; none if it neither gives one nor wants one.
+    ///
+    /// # Kernel
+    /// `bpf_ctx_init`
+    fn ctx_in(&self, size: usize) -> Result<Option<Vec<u8>>, Errno> {
+        let (addr, given) = (self.attr.pointer(CTX_IN), self.attr.u32(CTX_SIZE_IN));
+        if addr.is_null() && self.attr.pointer(CTX_OUT).is_null() {
+            return Ok(None);
+        }
+        let mut ctx = vec![0; size];
+        if !addr.is_null() {
+            check_tail(&self.kernel.user, addr, given, size)?;
+            self.kernel.user.read(addr, &mut ctx[..size.min(given as usize)])?;
+        }
+        Ok(Some(ctx))
+    }
+
+    /// Runs the program on the caller's packet.
+    fn packet(&self, ctx: Option<Vec<u8>>) -> Result<(), Errno> {
+        let len = self.attr.u32(DATA_SIZE_IN);
+        if len > MAX_DATA {
+            return Err(Errno::EINVAL);
+        }
+        let mut packet = vec![0; len as usize];
+        // Sizes are judged before the packet is copied.
+        let fault = self.kernel.user.read(self.attr.pointer(DATA_IN), &mut packet);
+        let prog_type = ProgType(self.prog.file.prog_type);
+        let mut context =
+            Context::new(prog_type, &packet, ctx.as_deref()).map_err(|error| error.errno())?;
+        fault?;
+        let (retval, duration) = self.run(&mut context, self.attr.u32(REPEAT).max(1))?;
+        let ctx_out = context.ctx_out();
+        let in_frags = match prog_type {
+            ProgType::XDP => {
+                let data_end = ctx_out.get(4..8).and_then(|end| end.first_chunk());
+                let linear = data_end.map_or(0, |end| u32::from_ne_bytes(*end) as usize);
+                context.packet().len().saturating_sub(linear)
+            }
+            _ => 0,
+        };
+        self.finish(&context.packet(), in_frags, retval, duration)?;
+        if ctx.is_some() { self.finish_ctx(&ctx_out) } else { Ok(()) }
+    }
+
+    /// Runs the program again and again on the same context; gives the last result, and how long a run took in nanoseconds.
+    ///
+    /// # Kernel
+    /// `bpf_test_run`
+    fn run(&self, context: &mut Context, times: u32) -> Result<(u32, u32), Errno> {
+        let program = self.prog.program()?;
+        let start = Instant::now();
+        let mut retval = 0;
+        for _ in 0..times {
+            retval = run_once(program, context)?;
+        }
+        let took = start.elapsed();
+        self.count(took, times)?;
+        let each = took.as_nanos() / u128::from(times);
+        Ok((retval, u32::try_from(each).unwrap_or(u32::MAX)))
+    }
+
+    /// Keeps statistics, if somebody wants them.
+    fn count(&self, took: Duration, times: u32) -> Result<(), Errno> {
+        if !self.kernel.root.is_stats_enabled() {
+            return Ok(());
+        }
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.kernel.lock()?.add_stats(self.prog.id, nanoseconds, times.into())
+    }
+
+    /// Hands back the packet, whose last `in_frags` bytes are not in one piece with the others.
+    ///
+    /// # Kernel
+    /// `bpf_test_finish`
+    fn finish(
+        &self,
+        packet: &[u8],
+        in_frags: usize,
+        retval: u32,
+        duration: u32,
+    ) -> Result<(), Errno> {
+        let (user, attr) = (&self.kernel.user, self.attr);
+        let room = attr.u32(DATA_SIZE_OUT) as usize;
+        let is_short = room != 0 && packet.len() > room;
+        let len = if is_short { room } else { packet.len() };
+        let result = if is_short { Err(Errno::ENOSPC) } else { Ok(()) };
+        let copied = || {
+            let data_out = attr.pointer(DATA_OUT);
+            if !data_out.is_null() {
+                // What does not fit is taken off the first piece, not the last.
+                let linear = len.checked_sub(in_frags).ok_or(Errno::ENOSPC)?;
+                let frags = &packet[packet.len() - in_frags..];
+                user.write(data_out, &packet[..linear])?;
+                user.write(data_out.offset(linear as u64)?, frags)?;
+            }
+            attr.put_u32(user, DATA_SIZE_OUT, packet.len() as u32)?;
+            attr.put_u32(user, RETVAL, retval)?;
+            attr.put_u32(user, DURATION, duration)
+        };
+        // That it is short is said first.
+        let copied = copied();
+        result.and(copied)
+    }
+
+    /// # Kernel
+    /// `bpf_ctx_finish`
+    fn finish_ctx(&self, ctx: &[u8]) -> Result<(), Errno> {
+        let (user, attr) = (&self.kernel.user, self.attr);
+        let ctx_out = attr.pointer(CTX_OUT);
+        if ctx_out.is_null() {
+            return Ok(());
+        }
+        let room = attr.u32(CTX_SIZE_OUT) as usize;
+        let result = if ctx.len() > room { Err(Errno::ENOSPC) } else { Ok(()) };
+        let copied = user
+            .write(ctx_out, &ctx[..ctx.len().min(room)])
+            .and_then(|()| attr.put_u32(user, CTX_SIZE_OUT, ctx.len() as u32));
+        result.and(copied)
+    }
+
+    /// Whether the caller uses a field that there is not for programs without a packet.
+    fn is_any_of_packets_set(&self) -> bool {
+        let is_given = |at| !self.attr.pointer(at).is_null();
+        let any = [DATA_IN, DATA_OUT, CTX_OUT].into_iter().any(is_given);
+        any || self.is_any_set(&[DURATION, REPEAT, BATCH_SIZE])
+    }
+
+    /// The caller's context, of which there is at least what the program reaches.
+    fn plain_ctx(&self, max: u32) -> Result<Vec<u8>, Errno> {
+        let size = self.attr.u32(CTX_SIZE_IN);
+        if (size as usize) < self.prog.program()?.max_ctx_offset() || size > max {
+            return Err(Errno::EINVAL);
+        }
+        Ok(vec![0; size as usize])
+    }
+
+    /// # Kernel
+    /// `bpf_prog_test_run_raw_tp`
+    fn raw_tracepoint(&self) -> Result<(), Errno> {
+        if self.is_any_of_packets_set() {
+            return Err(Errno::EINVAL);
+        }
+        let mut ctx = self.plain_ctx(MAX_RAW_TP_CTX)?;
+        let on_cpu = self.attr.u32(FLAGS) & F_RUN_ON_CPU != 0;
+        let cpu = self.attr.u32(CPU);
+        if !on_cpu && cpu != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.kernel.user.read(self.attr.pointer(CTX_IN), &mut ctx)?;
+        let mut context = Context::new(ProgType::RAW_TRACEPOINT, &[], Some(&ctx))
+            .map_err(|error| error.errno())?;
+        let mut run = || self.run(&mut context, 1);
+        let (retval, _) = if on_cpu { on_that_cpu(cpu, run)? } else { run()? };
+        self.attr.put_u32(&self.kernel.user, RETVAL, retval)
+    }
+
+    /// # Kernel
+    /// `bpf_prog_test_run_syscall`
+    fn syscall(&self) -> Result<(), Errno> {
+        if self.is_any_of_packets_set() || self.is_any_set(&[FLAGS]) {
+            return Err(Errno::EINVAL);
+        }
+        let mut ctx = self.plain_ctx(u16::MAX.into())?;
+        self.kernel.user.read(self.attr.pointer(CTX_IN), &mut ctx)?;
+        let mut context =
+            Context::new(ProgType::SYSCALL, &[], Some(&ctx)).map_err(|error| error.errno())?;
+        let (retval, _) = self.run(&mut context, 1)?;
+        self.attr.put_u32(&self.kernel.user, RETVAL, retval)?;
+        self.kernel.user.write(self.attr.pointer(CTX_IN), &context.ctx_out())
+    }
+}
+
+/// A program that does what it may not is stopped, and the caller told that an address was wrong.
+fn run_once(program: &Program, context: &mut Context) -> Result<u32, Errno> {
+    match program.run(context) {
+        Ok(outcome) => Ok(outcome.retval()),
+        Err(_) => Err(Errno::EFAULT),
+    }
+}
+
+/// Runs `body` on a CPU.
+///
+/// # Errors
+/// ENXIO if the thread cannot run there.
+fn on_that_cpu<T>(cpu: u32, body: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let no_cpu = |_| Errno::from_raw(libc::ENXIO);
+    let cpu = cpu as usize;
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(Errno::from_raw(libc::ENXIO));
+    }
+    let before = sched_getaffinity(None).map_err(no_cpu)?;
+    let mut there = CpuSet::new();
+    there.set(cpu);
+    sched_setaffinity(None, &there).map_err(no_cpu)?;
+    let result = body();
+    // The thread could run there before, so it can now.
+    let _ = sched_setaffinity(None, &before);
+    result
+}

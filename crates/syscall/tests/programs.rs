@@ -1,0 +1,278 @@
+//! Programs of a root directory: what they keep, and who can run them.
+#![allow(unsafe_code, clippy::unwrap_used, clippy::panic)]
+
+use std::fs::{self, File};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use bpfarray_core::insn::{Insn, Reg, pseudo, size};
+use bpfarray_syscall::{Errno, Kernel, Root};
+
+const MAP_CREATE: u32 = 0;
+const LOOKUP: u32 = 1;
+const PROG_LOAD: u32 = 5;
+const OBJ_PIN: u32 = 6;
+const OBJ_GET: u32 = 7;
+const TEST_RUN: u32 = 10;
+const PROG_NEXT_ID: u32 = 11;
+const MAP_NEXT_ID: u32 = 12;
+const MAP_FD_BY_ID: u32 = 14;
+const INFO: u32 = 15;
+const BIND_MAP: u32 = 35;
+
+const XDP: u64 = 6;
+
+/// A root directory of one test, as one process sees it.
+struct Fixture {
+    kernel: Kernel,
+    path: PathBuf,
+    /// Whether the directory goes with it.
+    is_first: bool,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if self.is_first {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn fixture(name: &str) -> Fixture {
+    let path = std::env::temp_dir().join(format!("bpfarray-prog-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&path);
+    Fixture { kernel: Kernel::new(Root::open(&path).unwrap()), path, is_first: true }
+}
+
+/// Fields of a block, by their offsets.
+fn block(words: &[(usize, u64, usize)]) -> Vec<u8> {
+    let mut block = vec![0; 168];
+    for &(at, value, len) in words {
+        block[at..at + len].copy_from_slice(&value.to_ne_bytes()[..len]);
+    }
+    block
+}
+
+fn address<T: ?Sized>(at: *const T) -> u64 {
+    at.cast::<u8>().expose_provenance() as u64
+}
+
+/// Adds 1 to the first value of the map behind a descriptor, and returns 2.
+fn counting(map: i32) -> Vec<Insn> {
+    let value = Insn::ld_imm64(Reg::R1, Reg::new(pseudo::MAP_VALUE), map as u64);
+    let add = [
+        Insn::mov64_imm(Reg::R2, 1),
+        Insn::atomic(size::DW, 0, Reg::R1, Reg::R2, 0),
+        Insn::mov64_imm(Reg::R0, 2),
+        Insn::exit(),
+    ];
+    value.into_iter().chain(add).collect()
+}
+
+impl Fixture {
+    /// What another process makes of the same directory.
+    fn other_process(&self) -> Self {
+        let kernel = Kernel::new(Root::open(&self.path).unwrap());
+        Self { kernel, path: self.path.clone(), is_first: false }
+    }
+
+    fn call(&self, cmd: u32, block: &mut [u8]) -> Result<i32, Errno> {
+        // SAFETY: the tests point to buffers that are long enough.
+        unsafe { self.kernel.bpf(cmd, address(block.as_mut_ptr()), block.len() as u32) }
+    }
+
+    fn map(&self) -> i32 {
+        let words = [(0, 2, 4), (4, 4, 4), (8, 8, 4), (12, 1, 4)];
+        self.call(MAP_CREATE, &mut block(&words)).unwrap()
+    }
+
+    fn load(&self, insns: &[Insn]) -> Result<i32, Errno> {
+        let bytes: Vec<u8> = insns.iter().flat_map(|insn| insn.encode()).collect();
+        let license = c"GPL";
+        let pointers = [address(bytes.as_ptr()), address(license.as_ptr())];
+        let words =
+            [(0, XDP, 4), (4, insns.len() as u64, 4), (8, pointers[0], 8), (16, pointers[1], 8)];
+        self.call(PROG_LOAD, &mut block(&words))
+    }
+
+    fn run(&self, prog: i32) -> Result<u32, Errno> {
+        let packet = [0_u8; 64];
+        let words = [(0, prog as u64, 4), (8, 64, 4), (16, address(packet.as_ptr()), 8)];
+        let mut block = block(&words);
+        // The block ends with the fields of this command.
+        self.call(TEST_RUN, &mut block[..80])?;
+        Ok(u32::from_ne_bytes(block[4..8].try_into().unwrap()))
+    }
+
+    fn lookup(&self, map: i32) -> u64 {
+        let (key, mut value) = (0_u32, 0_u64);
+        let at = [address(&raw const key), address(&raw mut value)];
+        let words = [(0, map as u64, 4), (8, at[0], 8), (16, at[1], 8)];
+        self.call(LOOKUP, &mut block(&words)).unwrap();
+        value
+    }
+
+    fn close(&self, fd: i32) {
+        self.kernel.forget(fd);
+        // SAFETY: the descriptor came from a command, and nothing else owns it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+
+    fn next_id(&self, cmd: u32) -> Result<u32, Errno> {
+        let mut block = block(&[]);
+        self.call(cmd, &mut block)?;
+        Ok(u32::from_ne_bytes(block[4..8].try_into().unwrap()))
+    }
+
+    fn path(&self, cmd: u32, path: &str, fd: i32) -> Result<i32, Errno> {
+        let path = std::ffi::CString::new(path).unwrap();
+        self.call(cmd, &mut block(&[(0, address(path.as_ptr()), 8), (8, fd as u64, 4)]))
+    }
+
+    /// How many instructions a program has, and how many maps.
+    fn lengths(&self, prog: i32) -> (u32, u32) {
+        let mut info = [0_u8; 232];
+        let at = address(info.as_mut_ptr());
+        self.call(INFO, &mut block(&[(0, prog as u64, 4), (4, 232, 4), (8, at, 8)])).unwrap();
+        let word = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap());
+        (word(20) / 8, word(52))
+    }
+
+    fn bind(&self, prog: i32, map: i32) -> Result<i32, Errno> {
+        self.call(BIND_MAP, &mut block(&[(0, prog as u64, 4), (4, map as u64, 4)]))
+    }
+}
+
+#[test]
+fn a_program_keeps_its_maps_until_it_is_gone_itself() {
+    let test = fixture("keeps");
+    let (used, bound) = (test.map(), test.map());
+    let prog = test.load(&counting(used)).unwrap();
+    assert_eq!((test.bind(prog, bound), test.bind(prog, used)), (Ok(0), Ok(0)));
+    for map in [used, bound] {
+        test.close(map);
+    }
+    let by_id = |id| test.call(MAP_FD_BY_ID, &mut block(&[(0, id, 4)]));
+    test.run(prog).unwrap();
+    let (used, bound) = (by_id(1).unwrap(), by_id(2).unwrap());
+    assert_eq!((test.lookup(used), test.lookup(bound)), (1, 0));
+    for fd in [used, bound, prog] {
+        test.close(fd);
+    }
+    // Nobody has looked at the program meanwhile.
+    assert_eq!((by_id(1), by_id(2)), (Err(Errno::ENOENT), Err(Errno::ENOENT)));
+    assert_eq!(test.next_id(PROG_NEXT_ID), Err(Errno::ENOENT));
+    for directory in ["bpf-map", "bpf-prog"] {
+        assert_eq!(fs::read_dir(test.path.join(directory)).unwrap().count(), 0, "{directory}");
+    }
+}
+
+#[test]
+fn a_pinned_program_runs_for_every_process_and_counts_in_the_same_map() {
+    let test = fixture("pinned");
+    let (map, more) = (test.map(), test.map());
+    let prog = test.load(&counting(map)).unwrap();
+    assert_eq!(test.run(prog), Ok(2));
+    test.bind(prog, more).unwrap();
+    let lengths = test.lengths(prog);
+    assert_eq!(lengths, (6, 2));
+    assert_eq!(test.path(OBJ_PIN, "/sys/fs/bpf/x", prog), Ok(0));
+    for fd in [map, more, prog] {
+        test.close(fd);
+    }
+    let other = test.other_process();
+    let prog = other.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+    assert_eq!((other.run(prog), other.lengths(prog)), (Ok(2), lengths));
+    let map = other.call(MAP_FD_BY_ID, &mut block(&[(0, 1, 4)])).unwrap();
+    assert_eq!(other.lookup(map), 2);
+    for fd in [map, prog] {
+        other.close(fd);
+    }
+    fs::remove_file(test.kernel.root().pins().join("x")).unwrap();
+    assert_eq!(test.next_id(PROG_NEXT_ID), Err(Errno::ENOENT));
+    assert_eq!(test.next_id(MAP_NEXT_ID), Err(Errno::ENOENT));
+}
+
+#[test]
+fn a_program_file_that_somebody_changed_is_verified_or_refused() {
+    let test = fixture("changed");
+    let map = test.map();
+    let prog = test.load(&counting(map)).unwrap();
+    test.path(OBJ_PIN, "/sys/fs/bpf/x", prog).unwrap();
+    test.close(prog);
+    let file =
+        File::options().read(true).write(true).open(test.kernel.root().pins().join("x")).unwrap();
+    let mut original = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut original, 0).unwrap();
+    // After the header: an unknown opcode, a map that is not in the list, a jump out of the program.
+    let header = 256;
+    let insn = |at: usize| header + 8 * at;
+    let changes: [(usize, &[u8]); 5] = [
+        (insn(2), &[0xff]),
+        (insn(0) + 4, &[1]),
+        (insn(2), &Insn::ja(100).encode()),
+        (68, &[0xff; 4]),
+        (68, &[0; 4]),
+    ];
+    for (at, bytes) in changes {
+        file.write_all_at(&original, 0).unwrap();
+        file.write_all_at(bytes, at as u64).unwrap();
+        let other = test.other_process();
+        let prog = other.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+        assert!(other.run(prog).is_err(), "changed at {at}");
+        other.close(prog);
+    }
+    file.write_all_at(&original, 0).unwrap();
+    let other = test.other_process();
+    let prog = other.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+    assert_eq!(other.run(prog), Ok(2), "as it was, it runs");
+    other.close(prog);
+}
+
+#[test]
+fn statistics_are_kept_while_somebody_wants_them_whoever_runs_the_program() {
+    let test = fixture("statistics");
+    let prog = test.load(&[Insn::mov64_imm(Reg::R0, 2), Insn::exit()]).unwrap();
+    test.path(OBJ_PIN, "/sys/fs/bpf/x", prog).unwrap();
+    let runs = || {
+        let lines = test.kernel.fdinfo(prog).unwrap();
+        let count = lines.lines().find_map(|line| line.strip_prefix("run_cnt:\t"));
+        count.unwrap().parse::<u64>().unwrap()
+    };
+    test.run(prog).unwrap();
+    assert_eq!(runs(), 0);
+    let wanted = test.call(32, &mut block(&[])).unwrap();
+    let other = test.other_process();
+    let pinned = other.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+    other.run(pinned).unwrap();
+    test.run(prog).unwrap();
+    assert_eq!(runs(), 2);
+    test.close(wanted);
+    test.run(prog).unwrap();
+    assert_eq!(runs(), 2);
+    other.close(pinned);
+}
+
+#[test]
+fn a_program_is_refused_where_the_kernel_refuses_it_and_the_log_says_why() {
+    let test = fixture("refused");
+    assert_eq!(test.load(&[Insn::exit()]), Err(Errno::EACCES), "r0 is not set");
+    let wild = [Insn::ldx_mem(size::DW, Reg::R0, Reg::R1, 8), Insn::exit()];
+    assert_eq!(test.load(&wild), Err(Errno::EACCES));
+    let bytes = Insn::exit().encode();
+    let (license, mut log) = (c"GPL", [0_u8; 4096]);
+    let words = [
+        (0, XDP, 4),
+        (4, 1, 4),
+        (8, address(bytes.as_ptr()), 8),
+        (16, address(license.as_ptr()), 8),
+        (24, 1, 4),
+        (28, 4096, 4),
+        (32, address(log.as_mut_ptr()), 8),
+    ];
+    assert_eq!(test.call(PROG_LOAD, &mut block(&words)), Err(Errno::EACCES));
+    let log = std::ffi::CStr::from_bytes_until_nul(&log).unwrap().to_str().unwrap();
+    assert!(log.contains("R0 !read_ok\nprocessed 1 insns (limit 1000000)"), "{log}");
+    assert_eq!(test.next_id(PROG_NEXT_ID), Err(Errno::ENOENT));
+}
