@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bpfarray_core::disasm::Disasm;
+use bpfarray_core::insn::Insn;
 
 use crate::corpus::Corpus;
 use crate::gen_lookup::{self, Question};
@@ -16,6 +17,7 @@ use crate::ours::{self, OurSide};
 use crate::programs::{self, Engine, Kind, Program, QA, Style, on_cpu_0, run_assembled};
 use crate::request::{Creator, Request};
 use crate::subject::answers;
+use crate::xlated::{self, Differences};
 use crate::{possible_cpus, ranges};
 
 /// Where the kernel and we differ in a sequence of questions.
@@ -216,6 +218,71 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
     if mismatches.is_empty() { Ok(done) } else { Err(Error::Programs(mismatches)) }
 }
 
+/// Compares the translated instructions of compiled programs, with maps of trusted and of other creators.
+///
+/// # Errors
+/// All programs whose instructions differ in more than what is meant to be so.
+pub fn xlated(kernel: Kernel, corpus: &Corpus) -> Result<Translated, Error> {
+    let (mut done, mut mismatches) = (Translated::default(), Vec::new());
+    let creators = [Creator::Trusted, Creator::Masked];
+    for (run, creator) in xlated::programs(corpus).flat_map(|run| creators.map(|c| (run, c))) {
+        let Some(object) = corpus.objects.get(&run.object) else { continue };
+        let theirs = KernelEngine { kernel, creator }.load(object, &run.program);
+        let engine = bpfarray_vm::Engine::Interp;
+        let ours = OurEngine { engine, creator, strict: false }.load(object, &run.program);
+        // What a side cannot load is found by the comparison of runs.
+        let (Ok(theirs), Ok(ours)) = (theirs, ours) else { continue };
+        let question = || format!("{} ({creator})", xlated::question(run));
+        if let Some(mismatch) = done.compare(&ours, &theirs, xlated::Kind::is_deliberate, question)
+        {
+            mismatches.push(mismatch);
+        }
+    }
+    if mismatches.is_empty() { Ok(done) } else { Err(Error::Programs(mismatches)) }
+}
+
+/// What a comparison of translated programs found.
+#[derive(Clone, Debug, Default)]
+pub struct Translated {
+    /// Programs compared.
+    pub programs: usize,
+    /// Differences in all of them.
+    pub differences: Differences,
+}
+
+impl fmt::Display for Translated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} translated programs, differences: {}", self.programs, self.differences)
+    }
+}
+
+impl Translated {
+    fn compare(
+        &mut self,
+        ours: &impl Program,
+        theirs: &impl Program,
+        is_deliberate: fn(xlated::Kind) -> bool,
+        question: impl Fn() -> String,
+    ) -> Option<ProgramMismatch> {
+        let mismatch = |kernel, ours| Some(ProgramMismatch { question: question(), kernel, ours });
+        let (theirs, ours) = match (theirs.xlated(), ours.xlated()) {
+            (Ok(theirs), Ok(ours)) => (xlated::normal(&theirs), xlated::normal(&ours)),
+            (theirs, ours) => return mismatch(format!("{theirs:?}"), format!("{ours:?}")),
+        };
+        let found = xlated::compare(&ours, &theirs);
+        self.programs += 1;
+        self.differences.add(&found);
+        let text = |insns: &[Insn]| {
+            let lines = Disasm::new(insns).map(|line| format!("\n    {line}"));
+            lines.collect::<String>()
+        };
+        match found.is_unexpected(is_deliberate) {
+            true => mismatch(format!("{found}{}", text(&theirs)), text(&ours)),
+            false => None,
+        }
+    }
+}
+
 /// Compares what programs are told that make and start timers in a map, while it has users and when it has none.
 ///
 /// # Errors
@@ -254,12 +321,18 @@ pub fn timers_without_users(kernel: Kernel, corpus: &Corpus) -> Result<(), Error
     if mismatches.is_empty() { Ok(()) } else { Err(Error::Programs(mismatches)) }
 }
 
-/// Compares what `count` random programs of a kind leave in their maps.
+/// Compares what `count` random programs of a kind leave in their maps, and their translated instructions.
 ///
 /// # Errors
 /// The first difference.
-pub fn random_programs(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Result<(), Error> {
+pub fn random_programs(
+    kernel: Kernel,
+    kind: Kind,
+    seed: u64,
+    count: u64,
+) -> Result<Translated, Error> {
     let creator = Creator::Trusted;
+    let (mut translated, mut mismatches) = (Translated::default(), Vec::new());
     for seed in seed..seed + count {
         let program = (kind.random)(seed);
         let theirs = || run_assembled(&KernelEngine { kernel, creator }, &program);
@@ -270,6 +343,17 @@ pub fn random_programs(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Res
             let listing = || lines().chain([format!("in the {}", engine.engine)]).collect();
             same(seed, listing, &theirs, &ours)?;
         }
+        let engine = bpfarray_vm::Engine::Interp;
+        let theirs = KernelEngine { kernel, creator }.assemble(&program);
+        let ours = OurEngine { engine, creator, strict: true }.assemble(&program);
+        // Programs that one side refuses are another comparison's.
+        if let (Ok(theirs), Ok(ours)) = (theirs, ours) {
+            let question = || format!("{} {seed}", kind.name);
+            let is_deliberate = xlated::Kind::is_deliberate_at_random;
+            if let Some(mismatch) = translated.compare(&ours, &theirs, is_deliberate, question) {
+                mismatches.push(mismatch);
+            }
+        }
     }
-    Ok(())
+    if mismatches.is_empty() { Ok(translated) } else { Err(Error::Programs(mismatches)) }
 }

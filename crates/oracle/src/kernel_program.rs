@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use bpfarray::perf::PerfEvent;
 use bpfarray_core::attr::MapAttr;
 use bpfarray_core::btf::SpecialFields;
+use bpfarray_core::insn::Insn;
 use bpfarray_vm::elf::{MapSpec, Object, Slot};
 use bpfarray_vm::prog_type::ProgType;
 
@@ -314,5 +315,9 @@ impl Program for KernelProgram {
 
     fn maps(&self) -> Result<Vec<Contents>, String> {
         self.maps.iter().filter_map(NamedMap::contents).collect()
+    }
+
+    fn xlated(&self) -> Result<Vec<Insn>, String> {
+        self.prog.xlated().map_err(|e| e.to_string())
     }
 }

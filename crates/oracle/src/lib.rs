@@ -39,6 +39,7 @@ mod sys;
 mod text;
 mod value_type;
 pub mod vectors;
+pub mod xlated;
 
 pub use attr::{MapInfo, ProgLoad, TestRun, TestRunResult};
 pub use create::MapCreate;

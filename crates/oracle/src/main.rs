@@ -32,6 +32,8 @@ enum Command {
     Lookups(Campaign),
     /// Compare the runs of the compiled programs
     Programs,
+    /// Compare the translated instructions of the compiled programs
+    Xlated,
     /// Compare random programs over the instruction set
     Isa(Campaign),
     /// Compare random programs that call map helpers
@@ -99,8 +101,8 @@ fn main() -> ExitCode {
 }
 
 fn random_programs(kernel: Kernel, kind: Kind, c: &Campaign) -> Result<(), compare::Error> {
-    compare::random_programs(kernel, kind, c.seed, c.count)?;
-    println!("{} programs: no difference", c.count);
+    let translated = compare::random_programs(kernel, kind, c.seed, c.count)?;
+    println!("{} programs: no difference\n{translated}", c.count);
     Ok(())
 }
 
@@ -134,6 +136,9 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Programs => {
             let done = compare::programs(kernel, &Corpus::read()?)?;
             println!("{done} answers of programs: no difference");
+        }
+        Command::Xlated => {
+            println!("{}", compare::xlated(kernel, &Corpus::read()?)?);
         }
         Command::Isa(c) => random_programs(kernel, Kind::ISA, &c)?,
         Command::Helpers(c) => random_programs(kernel, Kind::HELPERS, &c)?,

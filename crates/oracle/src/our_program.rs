@@ -2,6 +2,7 @@
 
 use bpfarray::{Map, Object};
 use bpfarray_core::attr::Creator;
+use bpfarray_core::insn::Insn;
 use bpfarray_core::map::Kind;
 use bpfarray_vm::{Context, LoadOptions, ProgType, Program, elf};
 
@@ -17,6 +18,8 @@ use crate::value_type;
 pub(crate) struct OurEngine {
     pub(crate) engine: bpfarray_vm::Engine,
     pub(crate) creator: request::Creator,
+    /// Whether the kernel's rules are gone by, and no more is known than it knows.
+    pub(crate) strict: bool,
 }
 
 /// A program with maps of its own.
@@ -88,7 +91,12 @@ impl NamedMap {
 impl OurEngine {
     fn options(self) -> LoadOptions {
         let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
-        LoadOptions { bypass_spec_v1, engine: self.engine, ..LoadOptions::default() }
+        LoadOptions {
+            bypass_spec_v1,
+            engine: self.engine,
+            strict: self.strict,
+            ..LoadOptions::default()
+        }
     }
 
     /// Takes no program that another engine would run.
@@ -130,7 +138,7 @@ impl OurEngine {
     pub(crate) fn all(creator: request::Creator) -> impl Iterator<Item = Self> {
         let engines = [bpfarray_vm::Engine::Interp, bpfarray_vm::Engine::Jit];
         let available = engines.into_iter().filter(|engine| engine.is_available());
-        available.map(move |engine| Self { engine, creator })
+        available.map(move |engine| Self { engine, creator, strict: false })
     }
 }
 
@@ -183,6 +191,10 @@ impl programs::Program for OurProgram {
 
     fn maps(&self) -> Result<Vec<Contents>, String> {
         self.maps.iter().filter_map(NamedMap::contents).collect()
+    }
+
+    fn xlated(&self) -> Result<Vec<Insn>, String> {
+        Ok(self.program.xlated())
     }
 }
 

@@ -48,6 +48,12 @@ pub trait Program {
     /// # Errors
     /// Why a map cannot be read.
     fn maps(&self) -> Result<Vec<Contents>, String>;
+
+    /// The instructions that run.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    fn xlated(&self) -> Result<Vec<Insn>, String>;
 }
 
 /// Something that loads programs.

@@ -12,7 +12,7 @@ use crate::programs::{self, Style, on_cpu_0};
 use crate::request::{Creator, Request};
 use crate::subject::answers;
 use crate::vectors::Recorder;
-use crate::{compare, gen_lookup, kernel_side, possible_cpus, ranges, text};
+use crate::{compare, gen_lookup, kernel_side, possible_cpus, ranges, text, xlated};
 
 /// Map creations.
 pub const CREATIONS: &str = "ops/creations.vec";
@@ -28,6 +28,8 @@ pub const LOOKUPS: &str = "gen_lookup/lookups.vec";
 pub const PROGRAMS: &str = "progs/programs.vec";
 /// Random programs.
 pub const RANDOM_PROGRAMS: &str = "progs/random.vec";
+/// Translated instructions of compiled programs.
+pub const XLATED: &str = "progs/xlated.vec";
 /// What the verifier knows about numbers.
 pub const RANGES: &str = "verifier/ranges.vec";
 
@@ -50,13 +52,14 @@ Values longer than 32 bytes are given as #LENGTH:FNV-1a.";
 pub type Record = fn(Kernel, &Corpus) -> Result<Recorder, compare::Error>;
 
 /// How each file is recorded.
-pub const FILES: [(&str, Record); 8] = [
+pub const FILES: [(&str, Record); 9] = [
     (CREATIONS, |kernel, _| creations(kernel, 1_000_000, 3_000)),
     (OPS, |kernel, _| ops(kernel, 1_000_000, 12_000, Case::random)),
     (FIELDS, |kernel, _| ops(kernel, 3_000_000, 5_000, Case::with_fields)),
     (CASES, |kernel, _| cases(kernel, 2_000_000, 400_000)),
     (LOOKUPS, |kernel, _| lookups(kernel, 1_000_000, 1_500)),
     (PROGRAMS, programs),
+    (XLATED, |kernel, corpus| Ok(xlated(kernel, corpus))),
     (RANDOM_PROGRAMS, |kernel, _| random_programs(kernel, 1_000_000, 1_000)),
     (RANGES, |kernel, _| ranges(kernel, 1_000_000, 500)),
 ];
@@ -188,6 +191,26 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<Recorder, compare::Er
         }
     }
     Ok(out)
+}
+
+/// Records the translated instructions of compiled programs.
+pub fn xlated(kernel: Kernel, corpus: &Corpus) -> Recorder {
+    let mut out = Recorder::new(
+        kernel,
+        &format!(
+            "Translated instructions of the compiled programs, 8 bytes each. Maps are numbered as they come; addresses of \
+             helpers\nand of the CPU's number are 0, the offset of values is replaced by {}, and a call \
+             has the distance of its\nfunction as the immediate.",
+            bpfarray_core::VALUE_OFFSET
+        ),
+    );
+    let engine = KernelEngine { kernel, creator: Creator::Trusted };
+    for run in xlated::programs(corpus) {
+        if let Some(insns) = xlated::ask(&engine, corpus, run) {
+            out.fact(xlated::question(run), gen_lookup::to_text(&insns));
+        }
+    }
+    out
 }
 
 /// Records the results of `count` random programs of each kind.

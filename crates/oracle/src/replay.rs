@@ -16,11 +16,11 @@ use crate::record::{case_answer, case_question};
 use crate::request::{Creator, Request};
 use crate::subject::{Subject, answers};
 use crate::vectors::{Fact, Vectors};
-use crate::{corpus, gen_lookup, possible_cpus};
+use crate::{corpus, gen_lookup, possible_cpus, xlated};
 
 /// What runs programs, with maps like those that the kernel was asked about.
 const fn with(engine: Engine) -> OurEngine {
-    OurEngine { engine, creator: Creator::Trusted }
+    OurEngine { engine, creator: Creator::Trusted, strict: false }
 }
 
 /// Why a replay ended.
@@ -219,6 +219,32 @@ pub fn programs(vectors: &Vectors, corpus: &Corpus, engine: Engine) -> Result<Su
             let fact = facts.next().ok_or_else(|| Error::Unrecorded(qa.question.clone()))?;
             summary.count(reason, || fact.expect_qa(qa))?;
         }
+    }
+    match facts.next() {
+        Some(fact) => Err(Error::Question(fact.line, fact.question.clone())),
+        None => Ok(summary),
+    }
+}
+
+/// Replays the translation of compiled programs.
+///
+/// # Errors
+/// The first program whose instructions differ in more than what is meant to be so, or a line that is not understood.
+pub fn xlated(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
+    let mut facts = vectors.facts.iter().peekable();
+    let mut summary = Summary::default();
+    for run in xlated::programs(corpus) {
+        let Some(fact) = facts.next_if(|fact| fact.question == xlated::question(run)) else {
+            continue;
+        };
+        let kernel = xlated::parse(&fact.answer);
+        let kernel = kernel.ok_or_else(|| Error::Question(fact.line, fact.question.clone()))?;
+        let ours = xlated::ask(&with(Engine::Interp), corpus, run);
+        let found = ours.as_deref().map(|ours| xlated::compare(ours, &kernel));
+        summary.count(None, || match found {
+            Some(found) if !found.is_unexpected(xlated::Kind::is_deliberate) => Ok(()),
+            _ => fact.expect(gen_lookup::to_text(&ours.unwrap_or_default())),
+        })?;
     }
     match facts.next() {
         Some(fact) => Err(Error::Question(fact.line, fact.question.clone())),

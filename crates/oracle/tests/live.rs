@@ -12,6 +12,12 @@ use oracle::{Kernel, compare};
 
 type Test = fn(Kernel) -> Result<(), Failed>;
 
+fn random_programs(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Result<(), Failed> {
+    let translated = compare::random_programs(kernel, kind, seed, count)?;
+    assert!(translated.programs as u64 > count / 2, "{translated}");
+    Ok(())
+}
+
 const TESTS: &[(&str, Test)] = &[
     ("creations_are_accepted_and_refused_as_by_the_kernel", |kernel| {
         Ok(compare::creations(kernel, 1, 10_000)?)
@@ -43,17 +49,22 @@ const TESTS: &[(&str, Test)] = &[
         compare::programs(kernel, &corpus)?;
         Ok(())
     }),
+    ("compiled_programs_become_the_instructions_of_the_kernel", |kernel| {
+        let translated = compare::xlated(kernel, &Corpus::read()?)?;
+        assert!(translated.programs > 360, "{translated}");
+        Ok(())
+    }),
     ("timers_without_users_answer_as_the_kernels", |kernel| {
         Ok(compare::timers_without_users(kernel, &Corpus::read()?)?)
     }),
     ("random_arithmetic_gives_the_results_of_the_kernel", |kernel| {
-        Ok(compare::random_programs(kernel, Kind::ISA, 1, 3_000)?)
+        random_programs(kernel, Kind::ISA, 1, 3_000)
     }),
     ("random_helper_calls_give_the_results_of_the_kernel", |kernel| {
-        Ok(compare::random_programs(kernel, Kind::HELPERS, 1, 3_000)?)
+        random_programs(kernel, Kind::HELPERS, 1, 3_000)
     }),
     ("random_loops_calls_and_packets_give_the_results_of_the_kernel", |kernel| {
-        Ok(compare::random_programs(kernel, Kind::FLOWS, 1, 2_000)?)
+        random_programs(kernel, Kind::FLOWS, 1, 2_000)
     }),
     ("programs_without_mistakes_pass_the_kernels_verifier_and_ours", |kernel| {
         let corpus = Corpus::read()?;

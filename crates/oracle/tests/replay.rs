@@ -6,7 +6,7 @@ use bpfarray_vm::Engine;
 use libtest_mimic::{Arguments, Failed, Trial};
 use oracle::corpus::Corpus;
 use oracle::programs::on_cpu_0;
-use oracle::record::{CASES, CREATIONS, FIELDS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS};
+use oracle::record::{CASES, CREATIONS, FIELDS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS, XLATED};
 use oracle::replay::{self, Error, Summary};
 use oracle::vectors::Vectors;
 
@@ -21,7 +21,7 @@ struct Replay {
     on_cpu_0: bool,
 }
 
-const REPLAYS: [Replay; 9] = [
+const REPLAYS: [Replay; 10] = [
     Replay {
         test: "creations_are_accepted_and_refused_as_recorded",
         file: CREATIONS,
@@ -70,6 +70,13 @@ const REPLAYS: [Replay; 9] = [
         run: |vectors| replay::programs(vectors, &Corpus::read()?, Engine::default()),
         at_least: 2_000,
         on_cpu_0: true,
+    },
+    Replay {
+        test: "compiled_programs_become_the_recorded_instructions",
+        file: XLATED,
+        run: |vectors| replay::xlated(vectors, &Corpus::read()?),
+        at_least: 240,
+        on_cpu_0: false,
     },
     Replay {
         test: "random_programs_give_the_recorded_results_in_the_interpreter",

@@ -18,12 +18,6 @@ use super::{Fact, KnownMap, VerifyErrorKind as Kind};
 /// Bytes of a map's key.
 pub(super) const KEY_SIZE: i64 = 4;
 
-/// After code ran of which nothing is known.
-fn forget_all(state: &mut State) {
-    state.forget_stacks();
-    forget_packet(state);
-}
-
 fn forget_packet(state: &mut State) {
     state.forget(|pointer| {
         matches!(pointer.base, Base::Packet | Base::PacketMeta | Base::PacketEnd)
@@ -64,6 +58,13 @@ fn takes_map(helper: u32, kind: MapKind) -> bool {
 }
 
 impl Explorer<'_> {
+    /// After code ran of which nothing is known.
+    fn forget_all(&self, state: &mut State) {
+        self.stacks_hit.set(true);
+        state.forget_stacks();
+        forget_packet(state);
+    }
+
     pub(super) fn call(&mut self, at: usize, helper: u32, state: &mut State) -> Result<(), Kind> {
         // A tail call is an instruction of the engine's.
         let is_ours = helper == helper_id::TAIL_CALL
@@ -74,7 +75,7 @@ impl Explorer<'_> {
                 // A host's helper may write where it wants and call functions.
                 self.found(at, Fact::None);
                 self.let_anything_call();
-                forget_all(state);
+                self.forget_all(state);
                 Value::UNKNOWN
             }
         };
@@ -97,10 +98,8 @@ impl Explorer<'_> {
         let fact = match (helper, map) {
             (helper_id::MAP_LOOKUP_ELEM, Some(map)) => Fact::Lookup(map),
             (helper_id::TAIL_CALL, Some(KnownMap::Listed(map))) => Fact::TailCall { map },
-            (helper_id::LOOP, _)
-                if function(state.get(Reg::R2)).is_some() && state.get(Reg::new(4)).is_null() =>
-            {
-                Fact::Loop
+            (helper_id::LOOP, _) if state.get(Reg::new(4)).is_null() => {
+                function(state.get(Reg::R2)).map_or(Fact::None, |function| Fact::Loop { function })
             }
             _ => Fact::None,
         };
@@ -122,7 +121,7 @@ impl Explorer<'_> {
                     self.call_back(at, state)?;
                 } else {
                     self.let_anything_call();
-                    forget_all(state);
+                    self.forget_all(state);
                 }
             }
             helper_id::TIMER_SET_CALLBACK => {
@@ -131,7 +130,9 @@ impl Explorer<'_> {
             helper_id::TAIL_CALL => {
                 // The other program returns to this one's caller.
                 let mut gone = state.clone();
-                forget_all(&mut gone);
+                if gone.depth() > 1 {
+                    self.forget_all(&mut gone);
+                }
                 gone.set(Reg::R0, Value::UNKNOWN);
                 self.leave(at, gone)?;
             }
@@ -194,12 +195,16 @@ impl Explorer<'_> {
             match base {
                 Value::Pointer(pointer) if allowed => {
                     if let Base::Stack(frame) = pointer.base {
+                        self.use_stack(state, &pointer, 0);
                         let (lo, hi) = pointer.span();
                         state.overwrite(frame, lo, hi - lo + len);
                     }
                 }
                 Value::Number(_) if base.is_null() => {}
-                _ => state.forget_stacks(),
+                _ => {
+                    self.stacks_hit.set(true);
+                    state.forget_stacks();
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 //! becomes an unknown number, which covers any address, and an access through it is left to the check at run time. Such a
 //! store may have hit any stack slot. In strict mode both is refused, with the rule that the kernel goes by.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use bpfarray_core::insn::{Insn, Reg, alu, class};
@@ -48,6 +49,8 @@ pub(super) struct Explorer<'a> {
     proven: Vec<Option<bool>>,
     /// Bytes of stack that each function needs, by its start.
     pub(super) stack: HashMap<usize, i64>,
+    /// Whether a store may have hit any byte of the stack.
+    pub(super) stacks_hit: Cell<bool>,
     live: Vec<Regs>,
     relevant: Vec<Regs>,
     /// Where paths meet.
@@ -95,6 +98,7 @@ pub(super) struct Explored {
     pub(super) safety: Vec<Safety>,
     /// Whether a path led to the instruction.
     pub(super) reached: Vec<bool>,
+    pub(super) stack: Option<HashMap<usize, i64>>,
 }
 
 type Step<T = ()> = Result<T, Kind>;
@@ -120,6 +124,7 @@ impl<'a> Explorer<'a> {
             facts: vec![None; insns.len()],
             proven: vec![None; insns.len()],
             stack: HashMap::new(),
+            stacks_hit: Cell::new(false),
             live: live::registers(insns),
             relevant: relevant::registers(insns, env),
             is_join,
@@ -172,7 +177,8 @@ impl<'a> Explorer<'a> {
             Some(true) => Safety::Proven,
             Some(false) | None => Safety::Guarded,
         };
-        Explored { safety: self.proven.into_iter().map(safety).collect(), facts, reached }
+        let stack = (!self.stacks_hit.get()).then_some(self.stack);
+        Explored { safety: self.proven.into_iter().map(safety).collect(), facts, reached, stack }
     }
 
     /// Goes on although a rule is broken, or not.

@@ -430,9 +430,14 @@ impl Explorer<'_> {
         allowed: bool,
         value: Option<Value>,
     ) {
-        let Value::Pointer(pointer) = base else { return state.forget_stacks() };
+        let pointer = match base {
+            Value::Pointer(pointer) if allowed => pointer,
+            _ => {
+                self.stacks_hit.set(true);
+                return state.forget_stacks();
+            }
+        };
         match (pointer.base, pointer.place()) {
-            _ if !allowed => state.forget_stacks(),
             (Base::Stack(frame), Some(place)) => {
                 let value = match value {
                     Some(value) if size == 8 => value,

@@ -30,7 +30,7 @@ mod value;
 
 pub(crate) use global::{Global, globals};
 pub use rule::Rule;
-pub(crate) use structure::{function_target, jump_target};
+pub(crate) use structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
 
 use std::collections::HashMap;
 
@@ -111,9 +111,21 @@ pub(crate) struct Verified {
     /// One entry for each instruction.
     pub(crate) safety: Vec<Safety>,
     /// Whether any path leads to an instruction. One entry for each.
-    #[expect(dead_code, reason = "translation is to remove what no path reaches")]
     pub(crate) reached: Vec<bool>,
+    /// Where functions start, in ascending order.
+    pub(crate) functions: Vec<usize>,
+    /// Bytes of stack that functions use, by where they start; `None` if a store may hit any byte.
+    pub(crate) stack: Option<HashMap<usize, i64>>,
     pub(crate) log: String,
+}
+
+impl Verified {
+    /// Bytes of stack, in whole slots, that the function uses in which an instruction is; `None` if a store may hit any.
+    pub(crate) fn stack_at(&self, at: usize) -> Option<i16> {
+        let function = self.functions.iter().rev().find(|start| **start <= at)?;
+        let used = self.stack.as_ref()?.get(function).copied().unwrap_or(0);
+        i16::try_from((used + 7) / 8 * 8).ok()
+    }
 }
 
 /// A program that is refused, with what was written down until then.
@@ -144,8 +156,11 @@ pub(crate) enum Fact {
         /// Index into the program's maps.
         map: u32,
     },
-    /// A call of `bpf_loop` with flags that are known to be 0 and a function that is known.
-    Loop,
+    /// A call of `bpf_loop` with flags that are known to be 0 and one function, on every path.
+    Loop {
+        /// Where the function starts.
+        function: usize,
+    },
     /// An access to the program's context.
     Ctx(CtxAccess),
 }
@@ -342,8 +357,8 @@ pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified
     }
     match explore(&insns, &functions, env, env.log) {
         Ok((found, log)) => {
-            let Explored { facts, safety, reached } = found;
-            Ok(Verified { insns, facts, safety, reached, log })
+            let Explored { facts, safety, reached, stack } = found;
+            Ok(Verified { insns, facts, safety, reached, functions, stack, log })
         }
         // It is refused a second time, with the way to it written down.
         Err(Refusal { .. }) if env.strict && env.log == LogLevel::None => {

@@ -75,7 +75,7 @@ fn check_function(
 }
 
 /// How many instructions this one takes the place of.
-pub(super) fn len(insn: Insn) -> usize {
+pub(crate) fn len(insn: Insn) -> usize {
     if insn.is_ld_imm64() { 2 } else { 1 }
 }
 
@@ -108,11 +108,11 @@ pub(crate) fn function_target(at: usize, insn: Insn) -> Option<i64> {
     (insn.is_pseudo_call() || is_func_address).then(|| at as i64 + 1 + i64::from(insn.imm))
 }
 
-pub(super) fn is_exit(insn: Insn) -> bool {
+pub(crate) fn is_exit(insn: Insn) -> bool {
     insn.code == class::JMP | jmp::EXIT
 }
 
-pub(super) fn is_unconditional_jump(insn: Insn) -> bool {
+pub(crate) fn is_unconditional_jump(insn: Insn) -> bool {
     matches!(insn.class(), class::JMP | class::JMP32) && insn.op() == jmp::JA
 }
 

@@ -1,18 +1,18 @@
-//! From verified instructions to the ones that run: lookups inlined, context fields turned into
-//! fields of the native structure, the CPU number read from its per-CPU variable.
+//! From verified instructions to the ones that run: what no path reaches removed, lookups and loops inlined,
+//! context fields turned into fields of the native structure, the CPU number read from its per-CPU variable.
 //!
 //! The result is what the kernel shows as `xlated`. Maps are still named by their index in the
 //! program's list; [`Xlated::link`] puts addresses in their place, [`Xlated::dump`] ids.
 
-use std::ops::Range;
+mod dead;
+mod patch;
 
 use bpfarray::{CPU_NUMBER_OFFSET, MapRef};
 use bpfarray_core::gen_lookup::InlinedLookup;
 use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo, size};
-use bpfarray_core::{Errno, VALUE_OFFSET, helper_id, map};
+use bpfarray_core::{VALUE_OFFSET, helper_id, map};
 
 use crate::context::CtxAccess;
-use crate::interp::MAX_LOOPS;
 use crate::verify::{Fact, KnownMap, Safety, Verified, function_target, jump_target};
 
 /// A translated program.
@@ -27,9 +27,7 @@ pub(crate) struct Xlated {
 
 /// A program that has become too long for its jumps.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
-    "instruction {insn}: the jump to instruction {target} is too far after lookups were inlined"
-)]
+#[error("instruction {insn}: the jump to instruction {target} is too far after calls were inlined")]
 pub struct XlateError {
     /// Index of the jump, as loaded.
     pub insn: usize,
@@ -43,7 +41,8 @@ enum Replacement {
     One(Insn),
     Lookup(InlinedLookup),
     CpuNumber([Insn; 3]),
-    Loop([Insn; 4]),
+    Loop(Box<[Insn; 19]>),
+    Divide(Vec<Insn>),
     TailCall([Insn; 3]),
 }
 
@@ -54,7 +53,8 @@ impl Replacement {
             Self::One(insn) => std::slice::from_ref(insn),
             Self::Lookup(code) => code,
             Self::CpuNumber(code) => code,
-            Self::Loop(code) => code,
+            Self::Loop(code) => &**code,
+            Self::Divide(code) => code,
             Self::TailCall(code) => code,
         }
     }
@@ -68,31 +68,43 @@ impl Replacement {
 /// # Kernel
 /// `do_misc_fixups`, `convert_ctx_accesses`
 pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, XlateError> {
-    let mut insns = Vec::with_capacity(verified.insns.len());
-    let mut origins = Vec::with_capacity(verified.insns.len());
-    let mut safety = Vec::with_capacity(verified.insns.len());
-    let mut places = Vec::with_capacity(verified.insns.len());
-    for (at, (original, &fact)) in verified.insns.iter().zip(&verified.facts).enumerate() {
+    let left = dead::remove(&verified.insns, &verified.reached);
+    let mut insns = Vec::with_capacity(left.len());
+    let mut origins = Vec::with_capacity(left.len());
+    let mut safety = Vec::with_capacity(left.len());
+    let mut places = Vec::with_capacity(left.len());
+    for (at, original) in left.iter().enumerate() {
         let start = insns.len();
-        let replacement = replacement(*original, fact, maps);
-        insns.extend_from_slice(replacement.insns(original));
-        safety.resize(insns.len(), verified.safety[at]);
-        if let Replacement::CpuNumber(_) = replacement {
-            safety[start..].fill(Safety::Proven);
+        if let Some(original) = original {
+            let fact = verified.facts[at];
+            let replacement = replacement(at, *original, verified, maps);
+            insns.extend_from_slice(replacement.insns(original));
+            safety.resize(insns.len(), verified.safety[at]);
+            if matches!(replacement, Replacement::CpuNumber(_) | Replacement::Loop(_)) {
+                safety[start..].fill(Safety::Proven);
+            }
+            if is_in_percpu_inner_map(fact, maps) {
+                let pointer = insns[start..].iter().position(|insn| *insn == PPTR_LOAD);
+                safety[start..]
+                    .iter_mut()
+                    .skip(pointer.unwrap_or(0))
+                    .for_each(|at| *at = Safety::Guarded);
+            }
+            origins.resize(insns.len(), at);
         }
-        if is_in_percpu_inner_map(fact, maps) {
-            let pointer = insns[start..].iter().position(|insn| *insn == PPTR_LOAD);
-            safety[start..]
-                .iter_mut()
-                .skip(pointer.unwrap_or(0))
-                .for_each(|at| *at = Safety::Guarded);
-        }
-        origins.resize(insns.len(), at);
         places.push(start..insns.len());
     }
-    for (at, original) in verified.insns.iter().enumerate() {
-        if let Some(moved) = insns.get_mut(places[at].end - 1) {
-            retarget(at, *original, moved, &places)?;
+    for (at, original) in left.iter().enumerate() {
+        let Some(original) = *original else { continue };
+        if let (Fact::Loop { function }, true) = (verified.facts[at], places[at].len() > 1) {
+            let call = places[at].start + patch::LOOP_CALL;
+            point(&mut insns[call], call + 1, places[function].start)
+                .ok_or(XlateError { insn: at, target: function })?;
+        }
+        if let Some(target) = target_of(at, original) {
+            let end = places[at].end;
+            point(&mut insns[end - 1], end, places[target].start)
+                .ok_or(XlateError { insn: at, target })?;
         }
     }
     Ok(Xlated { insns, origins, safety })
@@ -108,8 +120,8 @@ fn is_in_percpu_inner_map(fact: Fact, maps: &[MapRef]) -> bool {
     map.layout(maps).is_some_and(|layout| layout.kind() == map::Kind::PercpuArray)
 }
 
-fn replacement(insn: Insn, fact: Fact, maps: &[MapRef]) -> Replacement {
-    match fact {
+fn replacement(at: usize, insn: Insn, verified: &Verified, maps: &[MapRef]) -> Replacement {
+    match verified.facts[at] {
         Fact::Ctx(access) => Replacement::One(native_access(insn, access)),
         Fact::Lookup(map) => map
             .layout(maps)
@@ -123,14 +135,10 @@ fn replacement(insn: Insn, fact: Fact, maps: &[MapRef]) -> Replacement {
             ]),
             _ => Replacement::Same,
         },
-        // The test comes before the call, as in the kernel, which inlines all of such a loop: it
-        // looks at 64 bits where the helper takes 32, and leaves 32 bits of the error.
-        Fact::Loop => Replacement::Loop([
-            Insn::jmp_imm(jmp::JLE, Reg::R1, MAX_LOOPS as i32, 2),
-            Insn::alu32_imm(alu::MOV, Reg::R0, -Errno::E2BIG.raw()),
-            Insn::ja(1),
-            insn,
-        ]),
+        Fact::Loop { .. } => match verified.stack_at(at).and_then(patch::bpf_loop) {
+            Some(code) => Replacement::Loop(Box::new(code)),
+            None => Replacement::Same,
+        },
         Fact::None if insn == Insn::call(helper_id::GET_SMP_PROCESSOR_ID) => {
             Replacement::CpuNumber([
                 Insn::mov64_imm(Reg::R0, CPU_NUMBER_OFFSET as i32),
@@ -138,7 +146,7 @@ fn replacement(insn: Insn, fact: Fact, maps: &[MapRef]) -> Replacement {
                 Insn::ldx_mem(size::W, Reg::R0, Reg::R0, 0),
             ])
         }
-        Fact::None => Replacement::Same,
+        Fact::None => patch::divide(insn).map_or(Replacement::Same, Replacement::Divide),
     }
 }
 
@@ -153,26 +161,23 @@ fn native_access(insn: Insn, access: CtxAccess) -> Insn {
     Insn { code: insn.class() | insn.mode() | width, off: access.native_off as i16, ..insn }
 }
 
-/// Points a moved jump, call or function address at the new place of its target.
-fn retarget(
-    at: usize,
-    original: Insn,
-    moved: &mut Insn,
-    places: &[Range<usize>],
-) -> Result<(), XlateError> {
-    let target = jump_target(at, original).or_else(|| function_target(at, original));
-    let Some(target) = target.and_then(|t| usize::try_from(t).ok()) else { return Ok(()) };
-    let distance = places[target].start as i64 - places[at].end as i64;
-    let is_far = original.is_ld_imm64()
-        || original.is_pseudo_call()
-        || original.code == class::JMP32 | jmp::JA;
-    let too_far = XlateError { insn: at, target };
+/// Where a jump, call or function address leads, as loaded.
+fn target_of(at: usize, insn: Insn) -> Option<usize> {
+    let target = jump_target(at, insn).or_else(|| function_target(at, insn));
+    target.and_then(|target| usize::try_from(target).ok())
+}
+
+/// Points a jump, call or function address, behind which is instruction `next`, at another instruction; `None` if that
+/// is too far.
+fn point(insn: &mut Insn, next: usize, target: usize) -> Option<()> {
+    let distance = target as i64 - next as i64;
+    let is_far = insn.is_ld_imm64() || insn.is_pseudo_call() || insn.code == class::JMP32 | jmp::JA;
     if is_far {
-        moved.imm = i32::try_from(distance).map_err(|_| too_far)?;
+        insn.imm = i32::try_from(distance).ok()?;
     } else {
-        moved.off = i16::try_from(distance).map_err(|_| too_far)?;
+        insn.off = i16::try_from(distance).ok()?;
     }
-    Ok(())
+    Some(())
 }
 
 impl Xlated {
@@ -376,7 +381,7 @@ mod tests {
             ];
             translate(insns, &[]).dump(&[]).len()
         };
-        assert_eq!(with_flags(Insn::mov64_imm(Reg::R4, 0)), 8 + 3);
+        assert_eq!(with_flags(Insn::mov64_imm(Reg::R4, 0)), 8 + 18);
         assert_eq!(with_flags(Insn::mov64_imm(Reg::R4, 1)), 8);
     }
 
