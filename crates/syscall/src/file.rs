@@ -206,11 +206,13 @@ impl Link {
 pub(crate) struct Files {
     open: Vec<Option<Object>>,
     maps: Vec<Weak<MapObject>>,
+    progs: Vec<Weak<ProgObject>>,
     /// Maps that other processes gave to commands. Each keeps its file, so the inode is still the map's.
     kept: HashMap<(u64, u64), Arc<MapObject>>,
+    /// Programs, in the same way, by their ids.
+    kept_progs: HashMap<u32, Arc<ProgObject>>,
     /// How many came since it was last looked which of them are still there.
     newly_kept: usize,
-    progs: Vec<Weak<ProgObject>>,
 }
 
 impl Files {
@@ -248,15 +250,24 @@ impl Files {
         Some(Object::Map(self.kept.get(&link.key)?.with_mode(link.mode)))
     }
 
-    /// Keeps a map open for later commands of other processes. It is no reference: who holds none, loses it.
+    /// Keeps a map or program for later commands of other processes. It is no reference: who holds none, loses it.
     pub(crate) fn keep(&mut self, root: &Root, object: &Object) {
-        let Object::Map(map) = object else { return };
         self.newly_kept += 1;
-        if self.newly_kept * 4 > self.kept.len() {
+        if self.newly_kept * 4 > self.kept.len() + self.kept_progs.len() {
             self.newly_kept = 0;
+            self.kept_progs.retain(|&id, _| root.object(Kind::Prog, id).exists());
             self.kept.retain(|_, map| map.is_listed(root));
         }
-        self.kept.insert(map.object.key, Arc::clone(&map.object));
+        match object {
+            Object::Map(map) => {
+                self.kept.insert(map.object.key, Arc::clone(&map.object));
+            }
+            Object::Prog(prog) => {
+                self.add_prog(prog);
+                self.kept_progs.insert(prog.id, Arc::clone(prog));
+            }
+            Object::Btf(_) => {}
+        }
     }
 
     /// The object behind a descriptor, from its file.

@@ -155,6 +155,12 @@ functions, lines = at(bytes(24)), at(bytes(48))
 found, size, told = info(described, _132=8, _136=(functions, 8), _144=3, _148=1, _152=(lines, 8), _172=16)
 print("told", found, struct.unpack_from("II", told, 144), struct.unpack("6I", bytes_at(functions, 24)), struct.unpack("8I", bytes_at(lines, 32)),
       struct.unpack_from("I", told, 128)[0] > 0)
+DEAD = mov(1, 0) + insn(0x15, 1, 0, 2, 0) + mov(0, 9) + mov(0, 8) + RETURN_7
+dead = load(XDP, DEAD, _72=btf, _76=8, _80=(at(struct.pack("2I", 0, 3)), 8), _88=1, _92=16,
+            _96=(at(b"".join(struct.pack("4I", place, 7, 11, place << 10) for place in (0, 1, 2, 3, 5))), 8), _104=5)
+lines = at(bytes(80))
+found, size, told = info(dead, _148=5, _152=(lines, 8), _172=16)
+print("told of dead code", found, struct.unpack_from("I", told, 20)[0], struct.unpack_from("I", told, 148), struct.unpack("20I", bytes_at(lines, 80)))
 for level, size in ((1, 4096), (2, 4096), (1, 0), (1, 5), (9, 5), (0, 0)):
     buf = at(b"\xee" * 4096)
     found, block = bpf(PROG_LOAD, {0: XDP, 4: 2, 8: (at(RETURN_7), 8), 16: (at(b"GPL\0"), 8), 24: level, 28: size, 32: (buf if size else 0, 8)})

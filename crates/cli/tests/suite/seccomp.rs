@@ -147,6 +147,25 @@ get no such file or directory
 }
 
 #[test]
+fn programs_are_loaded_and_run_as_through_the_library() {
+    let Some(_) = library().filter(|_| is_installed("python3") && is_possible()) else {
+        eprintln!("SKIPPED: no python3, or no library");
+        return;
+    };
+    let run = |how: &str| {
+        let path = objects(&format!("programs{how}"));
+        let mut command = command(&format!("exec {how} --root"));
+        command.arg(&path).args(["--", "python3", "crates/cli/tests/data/programs.py"]);
+        let output = command.output().unwrap();
+        std::fs::remove_dir_all(path).unwrap();
+        let (found, errors) = text(&output);
+        assert!(output.status.success() && errors.is_empty(), "{found}{errors}");
+        found
+    };
+    assert_eq!(run("--seccomp"), run(""));
+}
+
+#[test]
 fn a_client_gets_the_same_answers_as_through_the_library() {
     let Some(_) = library().filter(|_| is_installed("python3") && is_possible()) else {
         eprintln!("SKIPPED: no python3, or no library");

@@ -84,16 +84,12 @@ pub(in super::super) fn prog_info(
     // Nothing is attached by BTF.
     told.info.put(220, &[0; 8]);
     let places = Places::of(program, xlated.len() / INSN_SIZE);
-    let functions = file.func_info.iter().flat_map(|info| {
-        let insn_off = places.of_insn(info.insn_off);
-        FuncInfo { insn_off, ..*info }.encode()
-    });
-    told.records(NR_FUNC_INFO, FUNC_INFO, FuncInfo::LEN, &functions.collect::<Vec<_>>())?;
-    let lines = file.line_info.iter().flat_map(|info| {
-        let insn_off = places.of_insn(info.insn_off);
-        LineInfo { insn_off, ..*info }.encode()
-    });
-    told.records(NR_LINE_INFO, LINE_INFO, LineInfo::LEN, &lines.collect::<Vec<_>>())?;
+    let functions = places.moved(&file.func_info, |info| &mut info.insn_off);
+    let functions: Vec<u8> = functions.into_iter().flat_map(FuncInfo::encode).collect();
+    told.records(NR_FUNC_INFO, FUNC_INFO, FuncInfo::LEN, &functions)?;
+    let lines = places.moved(&file.line_info, |info| &mut info.insn_off);
+    let lines: Vec<u8> = lines.into_iter().flat_map(LineInfo::encode).collect();
+    told.records(NR_LINE_INFO, LINE_INFO, LineInfo::LEN, &lines)?;
     // Which machine code is a line's, nobody keeps.
     told.info.put_u32(NR_JITED_LINE_INFO, 0);
     told.records(NR_PROG_TAGS, PROG_TAGS, 8, &file.tag)?;
@@ -108,8 +104,26 @@ impl Places {
         Self((0..xlated).map(|insn| program.origin(insn)).collect())
     }
 
-    fn of_insn(&self, loaded: u32) -> u32 {
-        self.0.partition_point(|&origin| origin < loaded as usize) as u32
+    /// Records at their instructions' new places. Of those whose instructions were removed the last one remains, if what follows
+    /// has none of its own.
+    ///
+    /// # Kernel
+    /// `bpf_adj_linfo_after_remove`
+    fn moved<T: Copy>(&self, records: &[T], insn_off: impl Fn(&mut T) -> &mut u32) -> Vec<T> {
+        let mut moved: Vec<T> = Vec::with_capacity(records.len());
+        for &(mut record) in records {
+            let loaded = *insn_off(&mut record) as usize;
+            let place = self.0.partition_point(|&origin| origin < loaded);
+            if place == self.0.len() {
+                break;
+            }
+            *insn_off(&mut record) = place as u32;
+            if moved.last_mut().is_some_and(|last| *insn_off(last) == place as u32) {
+                moved.pop();
+            }
+            moved.push(record);
+        }
+        moved
     }
 }
 
