@@ -30,6 +30,7 @@ mod map_fd;
 mod path;
 mod prog;
 mod prog_file;
+mod references;
 mod root;
 mod trace;
 mod user;
