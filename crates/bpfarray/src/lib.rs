@@ -70,7 +70,10 @@ pub use element::{Element, Integer, ShapeError};
 pub use fields::{
     ElementField, ElementLock, Kptr, KptrError, TimerCallback, TimerError, TimerStart,
 };
-pub use file::{FileError, FileSlots, HeaderError, SharedLanes, count_as_writer, slots_of_file};
+pub use file::{
+    FileError, FileSlots, HeaderError, SharedLanes, count_as_writer, empty_slots_of_file,
+    slots_of_file,
+};
 pub use lane::{InLane, Lane, synchronize};
 pub use map::{Map, MapInfo, MapRef};
 pub use mapping::{Mapping, MappingError};

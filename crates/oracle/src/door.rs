@@ -43,16 +43,22 @@ enum Slot {
     Cgroup,
     /// A perf event.
     PerfEvent,
+    /// A program of one of two types.
+    Program(usize),
     /// A place in the arena.
     At(usize),
 }
 
+const PROG_ARRAY: u32 = 3;
 const PERF_EVENT_ARRAY: u32 = 4;
 const CGROUP_ARRAY: u32 = 8;
 const ARRAY_OF_MAPS: u32 = 12;
 
 /// Map types whose slots hold objects.
-const OBJECT_MAPS: [u32; 4] = [3, PERF_EVENT_ARRAY, CGROUP_ARRAY, ARRAY_OF_MAPS];
+const OBJECT_MAPS: [u32; 4] = [PROG_ARRAY, PERF_EVENT_ARRAY, CGROUP_ARRAY, ARRAY_OF_MAPS];
+
+const SOCKET_FILTER: u32 = 1;
+const XDP: u32 = 6;
 
 /// What a map was made from: type, sizes and flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -325,6 +331,8 @@ impl Slot {
             (3, _) => Self::PerfEvent,
             (4.., CGROUP_ARRAY) => Self::Cgroup,
             (4.., PERF_EVENT_ARRAY) => Self::PerfEvent,
+            (4.., PROG_ARRAY) => Self::Program(rng.below(2) as usize),
+            (4, _) => Self::Program(0),
             (5.., ARRAY_OF_MAPS) => {
                 let template = map.inner.and_then(|inner| made.get(inner));
                 let fits =
@@ -382,6 +390,7 @@ impl Answers for Door {
 struct Side<'a> {
     door: &'a dyn Answers,
     maps: Vec<(RawFd, u32)>,
+    programs: Vec<(RawFd, u32)>,
     other: std::fs::File,
     cgroup: Option<std::fs::File>,
     perf_event: Option<std::fs::File>,
@@ -401,8 +410,30 @@ impl<'a> Side<'a> {
         let other = std::fs::File::open("/dev/null")?;
         let cgroup = crate::objects::cgroup_root().and_then(|path| File::open(path).ok());
         let perf_event = crate::sys::perf_event(false).ok().map(File::from);
-        let arena = vec![0; ARENA].into();
-        Ok(Self { door, maps: Vec::new(), other, cgroup, perf_event, arena })
+        let (maps, programs, arena) = (Vec::new(), Vec::new(), vec![0; ARENA].into());
+        let mut side = Self { door, maps, programs, other, cgroup, perf_event, arena };
+        for prog_type in [XDP, SOCKET_FILTER] {
+            side.load(prog_type);
+        }
+        Ok(side)
+    }
+
+    /// Loads a program that does nothing.
+    fn load(&mut self, prog_type: u32) {
+        const INSNS: [u64; 2] = [0xb7, 0x95];
+        let mut call = Call::new(5, 24);
+        call.u32(0, prog_type);
+        call.u32(4, INSNS.len() as u32);
+        call.u64(8, INSNS.as_ptr().expose_provenance() as u64);
+        call.u64(16, c"GPL".as_ptr().expose_provenance() as u64);
+        let loaded = self.make(&call, &[]);
+        if let Ok(fd) = RawFd::try_from(loaded.result)
+            && fd >= 0
+        {
+            self.programs.push((fd, 0));
+            let id = self.id_of(Slot::Program(self.programs.len() - 1));
+            self.programs.last_mut().into_iter().for_each(|program| program.1 = id);
+        }
     }
 
     /// The number that a slot stands for on this side.
@@ -415,6 +446,7 @@ impl<'a> Side<'a> {
             Slot::OtherFd => self.other.as_raw_fd(),
             Slot::Cgroup => fd(&self.cgroup),
             Slot::PerfEvent => fd(&self.perf_event),
+            Slot::Program(which) => self.programs.get(which).map_or(-1, |program| program.0),
             Slot::Closed | Slot::At(_) => -1,
         };
         fd.cast_unsigned()
@@ -469,10 +501,14 @@ impl<'a> Side<'a> {
             let before = before[VALUES..].as_chunks::<4>().0;
             let is_lookup = matches!(call.cmd, 1 | 24);
             for (word, _) in words.iter_mut().zip(before).filter(|(a, b)| is_lookup && a != b) {
-                // The id of a map that was found.
+                // The id of a map or program that was found.
                 let id = u32::from_ne_bytes(*word);
-                if let Some(map) = self.maps.iter().position(|&(_, other)| other == id) {
-                    *word = (u32::MAX - map as u32).to_ne_bytes();
+                let known = match call.map(made).map(|map| map.shape[0]) {
+                    Some(PROG_ARRAY) => &self.programs,
+                    _ => &self.maps,
+                };
+                if let Some(place) = known.iter().position(|&(_, other)| other == id) {
+                    *word = (u32::MAX - place as u32).to_ne_bytes();
                 }
             }
         }
@@ -493,23 +529,27 @@ impl<'a> Side<'a> {
     }
 
     fn keep(&mut self, fd: RawFd) {
+        self.maps.push((fd, 0));
+        let id = self.id_of(Slot::Fd(self.maps.len() - 1));
+        self.maps.last_mut().into_iter().for_each(|map| map.1 = id);
+    }
+
+    /// The id of an object, from its info.
+    fn id_of(&mut self, object: Slot) -> u32 {
         let mut info = Call::new(15, 16);
         // Without a request for a hash.
         info.seed = 1;
         info.u32(4, 104);
         info.slot(8, Slot::At(INFO));
-        self.maps.push((fd, 0));
-        info.slot(0, Slot::Fd(self.maps.len() - 1));
+        info.slot(0, object);
         self.make(&info, &[]);
-        if let Some(last) = self.maps.last_mut() {
-            last.1 = self.arena[INFO + 4..].first_chunk().map_or(0, |id| u32::from_ne_bytes(*id));
-        }
+        self.arena[INFO + 4..].first_chunk().map_or(0, |id| u32::from_ne_bytes(*id))
     }
 }
 
 impl Drop for Side<'_> {
     fn drop(&mut self) {
-        for (fd, _) in self.maps.drain(..) {
+        for (fd, _) in self.maps.drain(..).chain(self.programs.drain(..)) {
             self.door.close(fd);
         }
     }

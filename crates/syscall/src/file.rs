@@ -337,7 +337,7 @@ impl Files {
     }
 }
 
-fn read_btf(file: &File) -> io::Result<Vec<u8>> {
+pub(crate) fn read_btf(file: &File) -> io::Result<Vec<u8>> {
     let len = file.metadata()?.len().saturating_sub(BTF_OFFSET);
     let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, BTF_OFFSET)?;

@@ -31,6 +31,7 @@ mod map_fd;
 mod path;
 mod prog;
 mod prog_file;
+mod references;
 mod root;
 pub mod seccomp;
 mod trace;

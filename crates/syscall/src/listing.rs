@@ -1,12 +1,17 @@
 //! The root directory as maps see it: where the ids in their slots lead.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
 use bpfarray::{Cgroup, Directory, HandleMode, Kind as MapKind, Map, Object};
 use bpfarray_core::Errno;
+use bpfarray_core::btf::Btf;
+use bpfarray_vm::{LogLevel, Program};
 
-use crate::file::INTERNAL;
+use crate::file::{INTERNAL, read_btf};
+use crate::prog;
+use crate::prog_file::ProgFile;
 use crate::root::{Kind, Root};
 
 /// Finds objects for the slots of maps, and keeps account of the files that maps have open.
@@ -30,6 +35,21 @@ impl Listing {
             .or_else(|_| Map::open_in(&directory, &path, HandleMode::ReadOnly))
             .map_err(|error| error.errno())
     }
+
+    /// A program, verified and compiled for the slot in which it is.
+    fn program(&self, id: u32) -> Option<Program> {
+        let file = ProgFile::read(&File::open(self.root.object(Kind::Prog, id)).ok()?).ok()?;
+        let maps = file.maps.iter().map(|&map| Some(self.open_map(map).ok()?.to_ref()));
+        let maps = maps.collect::<Option<_>>()?;
+        let btf = match file.btf_id {
+            0 => None,
+            btf => File::open(self.root.object(Kind::Btf, btf))
+                .and_then(|file| read_btf(&file))
+                .ok()
+                .and_then(|bytes| Btf::parse(&bytes).ok()),
+        };
+        Some(prog::build(&file, maps, btf.as_ref(), LogLevel::None).ok()?.with_id(id))
+    }
 }
 
 impl Directory for Listing {
@@ -40,9 +60,12 @@ impl Directory for Listing {
                 Some(Object::Map(map.to_ref()))
             }
             MapKind::CgroupArray => Cgroup::from_id(id).ok().map(Object::Cgroup),
-            // Perf events are of the process that opened them, and programs cannot be loaded yet.
-            MapKind::ProgArray | MapKind::PerfEventArray => None,
-            MapKind::Array | MapKind::PercpuArray => None,
+            MapKind::ProgArray => {
+                let program = self.program(u32::try_from(id).ok()?)?;
+                Some(Object::Program(Arc::new(program)))
+            }
+            // Perf events are of the process that opened them.
+            MapKind::PerfEventArray | MapKind::Array | MapKind::PercpuArray => None,
         }
     }
 

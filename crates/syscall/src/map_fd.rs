@@ -112,9 +112,13 @@ impl Kernel {
         let show = |object: &Object| match object {
             Object::Map(map) => {
                 let info = map.handle.info();
+                let owner = map.handle.owner().map_or_else(String::new, |owner| {
+                    let jited = u8::from(owner.jited);
+                    format!("owner_prog_type:\t{}\nowner_jited:\t{jited}\n", owner.prog_type)
+                });
                 Ok(format!(
                     "map_type:\t{}\nkey_size:\t{}\nvalue_size:\t{}\nmax_entries:\t{}\nmap_flags:\t{:#x}\n\
-                     map_extra:\t0x0\nmemlock:\t{}\nmap_id:\t{}\nfrozen:\t{}\n",
+                     map_extra:\t0x0\nmemlock:\t{}\nmap_id:\t{}\nfrozen:\t{}\n{owner}",
                     info.map_type.0,
                     info.key_size,
                     info.value_size,

@@ -49,7 +49,8 @@ impl ProgObject {
         program: Program,
     ) -> Arc<Self> {
         // The program has what it needs of the types.
-        Arc::new(Self { id, file, maps, btf: None, program: OnceLock::from(Ok(program)) })
+        let program = OnceLock::from(Ok(program.with_id(id)));
+        Arc::new(Self { id, file, maps, btf: None, program })
     }
 
     /// The executable. Whoever asks first makes it.
@@ -59,8 +60,8 @@ impl ProgObject {
     pub(crate) fn program(&self) -> Result<&Program, Errno> {
         let make = || {
             let maps = self.maps.iter().map(|map| map.to_ref()).collect();
-            build(&self.file, maps, self.btf.as_ref(), LogLevel::None)
-                .map_err(|error| error.errno())
+            let program = build(&self.file, maps, self.btf.as_ref(), LogLevel::None);
+            program.map(|program| program.with_id(self.id)).map_err(|error| error.errno())
         };
         self.program.get_or_init(make).as_ref().map_err(|errno| *errno)
     }

@@ -7,13 +7,13 @@
 //! - a map refers to the BTF it was created with by a hard link beside it, a program to its maps and BTF by hard links in
 //!   a directory beside it.
 //!
-//! A slot of an ARRAY_OF_MAPS that is there refers to the map whose id it holds.
+//! A slot of an ARRAY_OF_MAPS that is there refers to the map whose id it holds, and one of a PROG_ARRAY that has a descriptor or a
+//! pin to the program: `references.rs` finds out.
 //!
 //! What has neither another link nor a lock, nor is in such a slot, is swept by whoever comes across it. Ids, links, slots and sweeping are ordered by
 //! an exclusive `flock` on the file `ids`; operations on elements need none of this.
 
-use std::cell::{Cell, OnceCell};
-use std::collections::BTreeSet;
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -21,12 +21,12 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, Per
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 
-use bpfarray::{FileSlots, slots_of_file};
 use bpfarray_core::Errno;
-use bpfarray_core::map::{HandleMode, Kind as MapKind};
+use bpfarray_core::map::HandleMode;
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
 
 use crate::prog_file::{self, ProgFile};
+use crate::references::{InSlots, State};
 
 /// Names the root directory, in the environment.
 pub const ROOT_VARIABLE: &str = "BPFARRAY_ROOT";
@@ -155,26 +155,13 @@ pub struct Root {
 
 /// Keeps everybody else from giving out ids, linking and sweeping.
 pub(crate) struct Locked<'a> {
-    root: &'a Root,
+    pub(crate) root: &'a Root,
     ids: File,
-    /// Maps that are in slots, once somebody had to know.
-    in_slots: OnceCell<BTreeSet<u32>>,
+    pub(crate) in_slots: InSlots,
     /// Whether what keeps other objects has been looked through.
     keepers_swept: Cell<bool>,
     /// Only after the lock: a child that is forked meanwhile must not have the open file.
     _turn: MutexGuard<'a, ()>,
-}
-
-/// What can be seen of an object's references from outside.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-enum State {
-    Gone,
-    /// By a descriptor or a mapping.
-    Held,
-    /// By a further name.
-    Linked,
-    /// None but perhaps by a slot.
-    Alone,
 }
 
 impl Root {
@@ -250,6 +237,11 @@ impl Root {
         self.path.join(Kind::Prog.directory()).join(format!("{id}.keeps"))
     }
 
+    /// The link by which a program keeps a map or a BTF object.
+    pub(crate) fn link_of_program(&self, prog: u32, kind: Kind, id: u32) -> PathBuf {
+        self.kept_by_program(prog).join(format!("{}-{id}", kind.directory()))
+    }
+
     /// The file that is locked while statistics are wanted.
     fn stats(&self) -> PathBuf {
         self.path.join("stats")
@@ -288,7 +280,7 @@ impl Root {
     pub(crate) fn lock<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Result<Locked<'a>, Errno> {
         let ids = open_or_create(&self.path.join("ids"))?;
         retry(|| flock(&ids, FlockOperation::LockExclusive))?;
-        let (in_slots, keepers_swept) = (OnceCell::new(), Cell::new(false));
+        let (in_slots, keepers_swept) = (InSlots::default(), Cell::new(false));
         Ok(Locked { root: self, ids, in_slots, keepers_swept, _turn: turn })
     }
 
@@ -361,7 +353,7 @@ impl Locked<'_> {
 
     /// Lets a program keep a map or a BTF object.
     fn keep(&self, prog: u32, kind: Kind, id: u32) -> Result<(), Errno> {
-        let link = self.root.kept_by_program(prog).join(format!("{}-{id}", kind.directory()));
+        let link = self.root.link_of_program(prog, kind, id);
         fs::hard_link(self.root.object(kind, id), link).map_err(|error| errno(&error))
     }
 
@@ -412,6 +404,9 @@ impl Locked<'_> {
         if !self.is_alive(kind, id)? {
             return Err(Errno::ENOENT);
         }
+        if kind == Kind::Map {
+            self.empty_if_unused(id)?;
+        }
         self.open_new(kind, id, mode)
     }
 
@@ -456,17 +451,15 @@ impl Locked<'_> {
     /// Whether somebody refers to an object, which is removed otherwise.
     fn is_alive(&self, kind: Kind, id: u32) -> Result<bool, Errno> {
         let path = self.root.object(kind, id);
-        let mut state = self.state(&path)?;
-        if state == State::Linked {
+        let mut state = State::of(&path)?;
+        if matches!(state, State::Named(_)) {
             self.sweep_keepers(kind)?;
-            state = self.state(&path)?;
+            state = State::of(&path)?;
         }
         match state {
             State::Gone => return Ok(false),
-            State::Held | State::Linked => return Ok(true),
-            State::Alone if kind == Kind::Map && self.maps_in_slots()?.contains(&id) => {
-                return Ok(true);
-            }
+            State::Named(_) | State::Open => return Ok(true),
+            State::Alone if self.is_in_slot(kind, id)? => return Ok(true),
             State::Alone => {}
         }
         // A map without BTF has no such link; a program whose maker died may have no such directory.
@@ -480,59 +473,15 @@ impl Locked<'_> {
     }
 
     /// Removes what keeps objects of a kind and is kept by nobody itself.
-    fn sweep_keepers(&self, kind: Kind) -> Result<(), Errno> {
+    pub(crate) fn sweep_keepers(&self, kind: Kind) -> Result<(), Errno> {
         if kind.keepers().is_empty() || self.keepers_swept.replace(true) {
             return Ok(());
         }
         self.sweep_kinds(kind.keepers())
     }
 
-    /// Whether a descriptor, a mapping or a further name refers to a file.
-    fn state(&self, path: &Path) -> Result<State, Errno> {
-        let found = match fs::symlink_metadata(path) {
-            Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::Gone),
-            Err(error) => return Err(errno(&error)),
-        };
-        if found.nlink() > 1 {
-            return Ok(State::Linked);
-        }
-        // Permissions may be such that it cannot be read.
-        let Ok(file) =
-            open_as(path, HandleMode::ReadOnly).or_else(|_| open_as(path, HandleMode::WriteOnly))
-        else {
-            return Ok(State::Held);
-        };
-        match retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
-            Ok(()) => Ok(State::Alone),
-            Err(Errno::EAGAIN) => Ok(State::Held),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The maps in slots of maps that somebody refers to. Maps of maps are in no slots themselves.
-    fn maps_in_slots(&self) -> Result<&BTreeSet<u32>, Errno> {
-        if let Some(maps) = self.in_slots.get() {
-            return Ok(maps);
-        }
-        self.sweep_keepers(Kind::Map)?;
-        let mut maps = BTreeSet::new();
-        for id in self.list(Kind::Map)? {
-            let path = self.root.object(Kind::Map, id);
-            // What cannot be read refers to nothing that this user could get at.
-            let slots = File::open(&path).ok().and_then(|file| slots_of_file(&file).ok());
-            if let Some(FileSlots { kind: MapKind::ArrayOfMaps, filled, .. }) = slots
-                && !filled.is_empty()
-                && matches!(self.state(&path)?, State::Held | State::Linked)
-            {
-                maps.extend(filled.into_iter().filter_map(|(_, id)| u32::try_from(id).ok()));
-            }
-        }
-        Ok(self.in_slots.get_or_init(|| maps))
-    }
-
     /// All ids of a kind, in order.
-    fn list(&self, kind: Kind) -> Result<Vec<u32>, Errno> {
+    pub(crate) fn list(&self, kind: Kind) -> Result<Vec<u32>, Errno> {
         let directory = self.root.path.join(kind.directory());
         let entries = fs::read_dir(directory).map_err(|error| errno(&error))?;
         let mut ids: Vec<u32> =
@@ -563,7 +512,7 @@ pub(crate) fn open_as(path: &Path, mode: HandleMode) -> Result<File, Errno> {
         .map_err(|error| errno(&error))
 }
 
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Errno> {
+pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Errno> {
     loop {
         match call() {
             Err(rustix::io::Errno::INTR) => {}

@@ -390,6 +390,13 @@ impl Program {
         self.0.max_ctx_offset
     }
 
+    /// The same program under another id, such as that under which a directory of programs lists it.
+    #[must_use]
+    pub fn with_id(mut self, id: u32) -> Self {
+        Arc::make_mut(&mut self.0).id = id;
+        self
+    }
+
     /// The same program with another bound on a run: it ends after about `fuel` instructions.
     #[must_use]
     pub fn with_fuel(mut self, fuel: u64) -> Self {

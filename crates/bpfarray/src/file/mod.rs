@@ -39,7 +39,7 @@ pub use self::header::HeaderError;
 pub(crate) use self::lanes::Held;
 pub(crate) use self::mapping::{Protection, Source};
 pub use self::set::SharedLanes;
-pub use self::slots::{FileSlots, slots_of_file};
+pub use self::slots::{FileSlots, empty_slots_of_file, slots_of_file};
 
 /// The byte whose lock tells other processes that one has a writable typed array. No file is that
 /// long, so the lock covers no data.

@@ -50,6 +50,30 @@ pub fn slots_of_file(file: &File) -> Result<FileSlots, FileError> {
     Ok(FileSlots { kind: shape.layout.kind(), filled })
 }
 
+/// Empties all slots of a map file, as if nobody used the map any more. There must be no other writer.
+///
+/// # Errors
+/// As [`slots_of_file`].
+///
+/// # Kernel
+/// `bpf_fd_array_map_clear`
+#[doc(alias = "bpf_fd_array_map_clear")]
+pub fn empty_slots_of_file(file: &File) -> Result<(), FileError> {
+    let empty = |filled: Vec<(u32, u64)>| {
+        let mut changes = [0; ID];
+        file.read_exact_at(&mut changes, SLOT_CHANGES_OFFSET as u64)?;
+        let changes = u64::from_le_bytes(changes) | 1;
+        file.write_all_at(&changes.to_le_bytes(), SLOT_CHANGES_OFFSET as u64)?;
+        for (index, _) in filled {
+            file.write_all_at(&[0; ID], PAGE + u64::from(index) * ID as u64)?;
+        }
+        let changes = changes.wrapping_add(1);
+        file.write_all_at(&changes.to_le_bytes(), SLOT_CHANGES_OFFSET as u64)
+    };
+    let slots = slots_of_file(file)?;
+    empty(slots.filled).map_err(FileError::io(Path::new("map file"), "empty slots of"))
+}
+
 fn read_filled(file: &File, shape: &Shape) -> io::Result<Vec<(u32, u64)>> {
     let mut filled = Vec::new();
     if !shape.layout.kind().holds_objects() {

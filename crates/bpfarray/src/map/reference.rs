@@ -202,8 +202,9 @@ impl MapRef {
             Contents::Events(events) if !self.map_flags().contains(MapFlags::PRESERVE_ELEMS) => {
                 events.clear_where(|event| event.file == file);
             }
-            // Other processes may be users, too. Whoever looks for what nobody refers to finds that none is left.
-            Contents::Programs(_) if self.has_shared_slots() => return,
+            // Other processes may be users, too, and say what is in the slots. But the table of this process must not
+            // keep programs that keep the map.
+            Contents::Programs(_) if last && self.has_shared_slots() => self.forget_slots(),
             Contents::Programs(programs) if last => programs.clear(),
             Contents::Array if last => self.inner.last_user_left(),
             Contents::Array

@@ -148,6 +148,19 @@ impl MapRef {
         }
     }
 
+    /// Empties the table of programs, until one runs.
+    pub(super) fn forget_slots(&self) {
+        let (Some(shared), Contents::Programs(programs)) =
+            (&self.inner.shared, &self.inner.contents)
+        else {
+            return;
+        };
+        let mut held = lock(&shared.held);
+        programs.clear();
+        held.clear();
+        shared.seen.store(NEVER, Ordering::Relaxed);
+    }
+
     /// Gives whether all objects were found.
     fn make_equal(&self, shared: &SharedSlots, held: &mut BTreeMap<u32, u64>) -> io::Result<bool> {
         let now: BTreeMap<u32, u64> = shared.file.filled_slots()?.into_iter().collect();

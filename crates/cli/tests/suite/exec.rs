@@ -163,7 +163,7 @@ pub(super) fn pinned_maps(name: &str, options: &[&str]) {
 }
 
 #[test]
-fn bpftool_fills_and_shows_maps_of_maps() {
+fn bpftool_fills_and_shows_maps_of_objects() {
     let Some(_) = library().filter(|_| is_installed("bpftool")) else {
         eprintln!("SKIPPED: no bpftool, or no library");
         return;
@@ -210,6 +210,20 @@ fn bpftool_fills_and_shows_maps_of_maps() {
     create("events", "type perf_event_array key 4 value 4 entries 1");
     create("programs", "type prog_array key 4 value 4 entries 1");
     assert_eq!(run("bpftool map dump pinned /sys/fs/bpf/programs"), ok("Found 0 elements\n"));
+    let load = run("bpftool prog load testdata/progs/xdp_packet.bpf.o /sys/fs/bpf/prog");
+    assert!(load.0, "{}", load.1);
+    let put = "bpftool map update pinned /sys/fs/bpf/programs key 0 0 0 0 value pinned";
+    assert_eq!(run(&format!("{put} /sys/fs/bpf/prog")), ok(""));
+    assert!(!run(&format!("{put} /sys/fs/bpf/inner")).0);
+    assert_eq!(run("rm /sys/fs/bpf/prog"), ok(""));
+    let dump = run("bpftool map dump pinned /sys/fs/bpf/programs");
+    // libbpf has loaded others before, to see what works.
+    let id = dump.1.strip_prefix("key: 00 00 00 00  value: ").unwrap_or_default();
+    let id = u8::from_str_radix(id.get(..2).unwrap_or_default(), 16).unwrap();
+    let show = format!("bpftool prog show id {id}");
+    assert!(run(&show).0, "its slot keeps it");
+    assert_eq!(run("rm /sys/fs/bpf/programs"), ok(""));
+    assert!(!run(&show).0);
     let nested = format!("bpftool map create /sys/fs/bpf/n {outer} name n {inner_map}/outer");
     assert!(!run(&nested).0);
     std::fs::remove_dir_all(path).unwrap();

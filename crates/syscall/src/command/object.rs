@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use bpfarray::{Cgroup, Object};
 use bpfarray_core::Errno;
@@ -120,7 +121,10 @@ fn object_for(
             fs::symlink_metadata(proc_path(fd)).map_err(|_| Errno::EBADF)?;
             Cgroup::open(proc_path(fd)).map(Object::Cgroup).map_err(|error| error.errno())
         }
-        Kind::ProgArray => kernel.with_object(fd, |_| Err(Errno::EINVAL)),
+        Kind::ProgArray => {
+            let program = kernel.prog(fd)?.program()?.clone();
+            Ok(Object::Program(Arc::new(program)))
+        }
         // Events have slots of their own way, and values are no descriptors.
         Kind::PerfEventArray | Kind::Array | Kind::PercpuArray => Err(Errno::EINVAL),
     }
