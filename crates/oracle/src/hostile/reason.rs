@@ -64,6 +64,8 @@ const MEMORY: &[(&[&str], &str)] = &[
     (&["negative offset", "ptr", "disallowed"], "arithmetic with pointers"),
     (&["access beyond", "struct bpf_"], "an access to a map itself"),
     (&["invalid negative access"], "an access to a map itself"),
+    (&["cannot access ptr member"], "an access to a map itself"),
+    (&["BPF_LD_ABS", "pointer to skb"], "an argument of another type"),
     (&["read from bpf_array is supported"], "an access to a map itself"),
     (&["does not point to"], "an argument of another type"),
     (&["helper access to the packet"], "an argument of another type"),
