@@ -51,7 +51,7 @@ impl<'c> TheKernel<'c> {
     /// What kept the kernel from taking the BTF of functions.
     pub fn new(kernel: Kernel, corpus: &'c Corpus) -> Result<Self, String> {
         let btf = Btf::load(&btf::blob()).map_err(|e| format!("loading BTF: {e}"))?;
-        let engine = KernelEngine { kernel, creator: Creator::Trusted, strict: false };
+        let engine = KernelEngine { kernel, creator: Creator::Trusted };
         Ok(Self { corpus, engine, btf, maps: HashMap::new() })
     }
 
@@ -94,7 +94,7 @@ pub struct Strict<'c> {
 impl<'c> Strict<'c> {
     /// For maps of a creator with every capability.
     pub fn new(corpus: &'c Corpus) -> Self {
-        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted, strict: false };
+        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted };
         Self { corpus, engine, maps: HashMap::new() }
     }
 
