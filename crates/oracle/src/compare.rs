@@ -229,7 +229,7 @@ pub fn xlated(kernel: Kernel, corpus: &Corpus) -> Result<Translated, Error> {
         let Some(object) = corpus.objects.get(&run.object) else { continue };
         let theirs = KernelEngine { kernel, creator }.load(object, &run.program);
         let engine = bpfarray_vm::Engine::Interp;
-        let ours = OurEngine { engine, creator, strict: false }.load(object, &run.program);
+        let ours = OurEngine { engine, creator }.load(object, &run.program);
         // What a side cannot load is found by the comparison of runs.
         let (Ok(theirs), Ok(ours)) = (theirs, ours) else { continue };
         let question = || format!("{} ({creator})", xlated::question(run));
@@ -345,7 +345,7 @@ pub fn random_programs(
         }
         let engine = bpfarray_vm::Engine::Interp;
         let theirs = KernelEngine { kernel, creator }.assemble(&program);
-        let ours = OurEngine { engine, creator, strict: true }.assemble(&program);
+        let ours = OurEngine { engine, creator }.assemble(&program);
         // Programs that one side refuses are another comparison's.
         if let (Ok(theirs), Ok(ours)) = (theirs, ours) {
             let question = || format!("{} {seed}", kind.name);

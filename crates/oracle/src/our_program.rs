@@ -18,8 +18,6 @@ use crate::value_type;
 pub(crate) struct OurEngine {
     pub(crate) engine: bpfarray_vm::Engine,
     pub(crate) creator: request::Creator,
-    /// Whether the kernel's rules are gone by, and no more is known than it knows.
-    pub(crate) strict: bool,
 }
 
 /// A program with maps of its own.
@@ -91,12 +89,7 @@ impl NamedMap {
 impl OurEngine {
     fn options(self) -> LoadOptions {
         let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
-        LoadOptions {
-            bypass_spec_v1,
-            engine: self.engine,
-            strict: self.strict,
-            ..LoadOptions::default()
-        }
+        LoadOptions { bypass_spec_v1, engine: self.engine, ..LoadOptions::default() }
     }
 
     /// Takes no program that another engine would run.
@@ -138,7 +131,7 @@ impl OurEngine {
     pub(crate) fn all(creator: request::Creator) -> impl Iterator<Item = Self> {
         let engines = [bpfarray_vm::Engine::Interp, bpfarray_vm::Engine::Jit];
         let available = engines.into_iter().filter(|engine| engine.is_available());
-        available.map(move |engine| Self { engine, creator, strict: false })
+        available.map(move |engine| Self { engine, creator })
     }
 }
 

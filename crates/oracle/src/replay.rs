@@ -20,7 +20,7 @@ use crate::{corpus, gen_lookup, possible_cpus, xlated};
 
 /// What runs programs, with maps like those that the kernel was asked about.
 const fn with(engine: Engine) -> OurEngine {
-    OurEngine { engine, creator: Creator::Trusted, strict: false }
+    OurEngine { engine, creator: Creator::Trusted }
 }
 
 /// Why a replay ended.

@@ -139,26 +139,32 @@ const ONE: MapAttr = MapAttr {
 };
 
 #[test]
-fn a_callback_that_returns_under_a_lock_ends_the_run() {
+fn a_lock_that_an_inlined_loop_leaves_ends_the_run_at_the_next_one_or_at_the_end() {
     let map = map("locked", 1);
     let [lo, hi] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::FUNC), 8);
-    let main = [
-        Insn::mov64_imm(Reg::R1, 3),
-        lo,
-        hi,
-        Insn::mov64_reg(Reg::R3, VALUE),
-        Insn::mov64_imm(Reg::R4, 0),
-        Insn::call(helper_id::LOOP),
-        Insn::mov64_imm(Reg::R0, 0),
-        Insn::exit(),
-        Insn::mov64_imm(Reg::R0, 0),
-        Insn::exit(),
-    ];
+    let main = |rounds| {
+        [
+            Insn::mov64_imm(Reg::R1, rounds),
+            lo,
+            hi,
+            Insn::mov64_reg(Reg::R3, VALUE),
+            Insn::mov64_imm(Reg::R4, 0),
+            Insn::call(helper_id::LOOP),
+            Insn::mov64_imm(Reg::R0, 0),
+            Insn::exit(),
+            Insn::mov64_imm(Reg::R0, 0),
+            Insn::exit(),
+        ]
+    };
     let callback = [Insn::mov64_reg(VALUE, Reg::R2)];
-    let program = program(&[&map], &[&main, &callback, &lock(), &end()]);
-    let message = run(&program).unwrap_err().to_string();
-    assert!(message.ends_with("exit while a bpf_spin_lock is held"), "{message}");
-    assert!(map.try_lock(0).is_some());
+    for (rounds, why) in
+        [(1, "exit while a bpf_spin_lock is held"), (3, "a bpf_spin_lock is held already")]
+    {
+        let program = program(&[&map], &[&main(rounds), &callback, &lock(), &end()]);
+        let message = run(&program).unwrap_err().to_string();
+        assert!(message.ends_with(why), "{message}");
+        assert!(map.try_lock(0).is_some());
+    }
 }
 
 #[test]

@@ -94,7 +94,7 @@ pub struct Strict<'c> {
 impl<'c> Strict<'c> {
     /// For maps of a creator with every capability.
     pub fn new(corpus: &'c Corpus) -> Self {
-        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted, strict: false };
+        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted };
         Self { corpus, engine, maps: HashMap::new() }
     }
 

@@ -65,7 +65,7 @@ impl Stage {
         let ctx = ctx_in.as_ref().map(<[u8; CTX_LEN]>::as_slice);
         let Ok(mut context) = Context::new(prog_type, packet, ctx) else { return Ok(None) };
         // Its own addresses, as a program gets them.
-        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted, strict: false };
+        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted };
         let notes = engine.make(&[MapCreate::array(MapCreate::ARRAY, 32, 1)], None)?;
         let mut insns = vec![Insn::mov64_reg(Reg::R6, Reg::R1)];
         insns.extend(Insn::ld_imm64(Reg::R9, Reg::new(pseudo::MAP_IDX_VALUE), 0));
