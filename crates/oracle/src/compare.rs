@@ -233,7 +233,7 @@ pub fn xlated(kernel: Kernel, corpus: &Corpus) -> Result<Translated, Error> {
         // What a side cannot load is found by the comparison of runs.
         let (Ok(theirs), Ok(ours)) = (theirs, ours) else { continue };
         let question = || format!("{} ({creator})", xlated::question(run));
-        if let Some(mismatch) = done.compare(&ours, &theirs, xlated::Kind::is_deliberate, question)
+        if let Some(mismatch) = done.compare(&ours, &theirs, Differences::are_deliberate, question)
         {
             mismatches.push(mismatch);
         }
@@ -261,7 +261,7 @@ impl Translated {
         &mut self,
         ours: &impl Program,
         theirs: &impl Program,
-        is_deliberate: fn(xlated::Kind) -> bool,
+        are_deliberate: fn(&Differences) -> bool,
         question: impl Fn() -> String,
     ) -> Option<ProgramMismatch> {
         let mismatch = |kernel, ours| Some(ProgramMismatch { question: question(), kernel, ours });
@@ -276,9 +276,9 @@ impl Translated {
             let lines = Disasm::new(insns).map(|line| format!("\n    {line}"));
             lines.collect::<String>()
         };
-        match found.is_unexpected(is_deliberate) {
-            true => mismatch(format!("{found}{}", text(&theirs)), text(&ours)),
-            false => None,
+        match are_deliberate(&found) {
+            true => None,
+            false => mismatch(format!("{found}{}", text(&theirs)), text(&ours)),
         }
     }
 }
@@ -349,8 +349,8 @@ pub fn random_programs(
         // Programs that one side refuses are another comparison's.
         if let (Ok(theirs), Ok(ours)) = (theirs, ours) {
             let question = || format!("{} {seed}", kind.name);
-            let is_deliberate = xlated::Kind::is_deliberate_at_random;
-            if let Some(mismatch) = translated.compare(&ours, &theirs, is_deliberate, question) {
+            let are_deliberate = Differences::are_deliberate_at_random;
+            if let Some(mismatch) = translated.compare(&ours, &theirs, are_deliberate, question) {
                 mismatches.push(mismatch);
             }
         }

@@ -242,7 +242,7 @@ pub fn xlated(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
         let ours = xlated::ask(&with(Engine::Interp), corpus, run);
         let found = ours.as_deref().map(|ours| xlated::compare(ours, &kernel));
         summary.count(None, || match found {
-            Some(found) if !found.is_unexpected(xlated::Kind::is_deliberate) => Ok(()),
+            Some(found) if found.are_deliberate() => Ok(()),
             _ => fact.expect(gen_lookup::to_text(&ours.unwrap_or_default())),
         })?;
     }

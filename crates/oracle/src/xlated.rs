@@ -45,11 +45,6 @@ impl Kind {
     pub fn is_deliberate(self) -> bool {
         !matches!(self, Self::Kept | Self::Removed | Self::Other)
     }
-
-    /// Whether it is meant to be so in random programs, where constants are known longer here than in the kernel.
-    pub fn is_deliberate_at_random(self) -> bool {
-        self == Self::Removed || self.is_deliberate()
-    }
 }
 
 impl fmt::Display for Kind {
@@ -80,9 +75,19 @@ impl Differences {
         }
     }
 
-    /// Whether there are others than deliberate ones.
-    pub fn is_unexpected(&self, is_deliberate: fn(Kind) -> bool) -> bool {
-        self.0.keys().any(|kind| !is_deliberate(*kind))
+    /// Whether all are deliberate.
+    pub fn are_deliberate(&self) -> bool {
+        self.0.keys().all(|kind| kind.is_deliberate())
+    }
+
+    /// Whether all are meant to be so in random programs, where more is known of numbers here than in the kernel: where we
+    /// alone have removed something, jumps over it are others, too.
+    pub fn are_deliberate_at_random(&self) -> bool {
+        let removed = self.0.contains_key(&Kind::Removed);
+        let is_meant = |kind: &Kind| {
+            kind.is_deliberate() || removed && matches!(kind, Kind::Removed | Kind::Other)
+        };
+        self.0.keys().all(is_meant)
     }
 }
 
