@@ -1,6 +1,7 @@
 //! Programs in the live kernel.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use bpfarray::perf::PerfEvent;
 use bpfarray_core::attr::MapAttr;
@@ -285,6 +286,11 @@ impl KernelProgram {
 }
 
 impl KernelProgram {
+    /// How long the kernel took to load the program alone.
+    pub(crate) fn load_time(&self) -> Duration {
+        self.prog.load_time()
+    }
+
     /// Closes the descriptors of the maps, which the program alone holds then.
     pub(crate) fn close_maps(&mut self) {
         self.maps.clear();

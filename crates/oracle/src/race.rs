@@ -1,6 +1,6 @@
 //! One program of an object, loaded here and into the live kernel, to be timed side by side.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bpfarray_vm::elf::Object;
 use bpfarray_vm::{Context, LoadOptions, Loaded, Program};
@@ -17,7 +17,6 @@ pub struct Race {
     context: Context,
     packet: Vec<u8>,
     kernel: Option<KernelProgram>,
-    load_time: Duration,
 }
 
 impl Race {
@@ -38,10 +37,8 @@ impl Race {
         let ours = loaded.program(program).map_err(|e| e.to_string())?;
         let context = Context::new(ours.prog_type(), packet, None).map_err(|e| e.to_string())?;
         let load = |kernel| KernelEngine { kernel, creator }.load(object, program);
-        let start = Instant::now();
         let kernel = kernel.map(load).transpose()?;
-        let load_time = start.elapsed();
-        Ok(Self { load_time, loaded, program: ours, context, packet: packet.to_vec(), kernel })
+        Ok(Self { loaded, program: ours, context, packet: packet.to_vec(), kernel })
     }
 
     /// Writes an element of a map on both sides: the same value for each CPU where there are several.
@@ -55,9 +52,9 @@ impl Race {
         self.kernel.as_ref().map_or(Ok(()), |kernel| kernel.update(map, index, &value))
     }
 
-    /// How long it took to load the program, with its maps, into the kernel.
-    pub fn load_time(&self) -> Duration {
-        self.load_time
+    /// How long it took to load the program into the kernel, without its maps; `None` without a kernel.
+    pub fn load_time(&self) -> Option<Duration> {
+        self.kernel.as_ref().map(KernelProgram::load_time)
     }
 
     /// Runs the program here, a number of times.

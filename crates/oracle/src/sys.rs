@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use bpfarray::perf::PerfEventAttr;
 use bpfarray_core::Errno;
@@ -287,7 +288,10 @@ fn log_text(log: &[u8]) -> String {
 
 /// A program of the live kernel, closed on drop.
 #[derive(Debug)]
-pub struct Prog(OwnedFd);
+pub struct Prog {
+    fd: OwnedFd,
+    load_time: Duration,
+}
 
 impl Prog {
     /// Loads a program (`BPF_PROG_LOAD`). It is loaded once without a log; a refused one again with.
@@ -339,9 +343,16 @@ impl Prog {
         if level != 0 {
             attr.u32(24, level).len(28, log.len()).ptr(32, log.as_mut_ptr());
         }
+        let start = Instant::now();
         // SAFETY: the kernel writes at most the length at offset 28 to `log`, and to no other address of this
         // command.
-        unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) }.map(|fd| Self(owned(fd)))
+        let fd = unsafe { bpf(cmd::PROG_LOAD, &mut attr, 152) }?;
+        Ok(Self { fd: owned(fd), load_time: start.elapsed() })
+    }
+
+    /// How long the kernel took to load it.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
     }
 
     /// The program's id.
@@ -351,7 +362,7 @@ impl Prog {
     pub fn id(&self) -> Result<u32, Errno> {
         // Type and id of `struct bpf_prog_info`.
         let mut info = [0; 8];
-        obj_info(&self.0, &mut info)?;
+        obj_info(&self.fd, &mut info)?;
         Ok(u32::from_ne_bytes(std::array::from_fn(|i| info[4 + i])))
     }
 
@@ -363,7 +374,7 @@ impl Prog {
         const XLATED_LEN: usize = 20;
         const XLATED_INSNS: usize = 32;
         let mut info = [0; 40];
-        obj_info(&self.0, &mut info)?;
+        obj_info(&self.fd, &mut info)?;
         let len: [u8; 4] = std::array::from_fn(|i| info[XLATED_LEN + i]);
         let mut insns = vec![[0; INSN_SIZE]; u32::from_ne_bytes(len) as usize / INSN_SIZE];
         // `info` again, this time with an output address: `xlated_prog_len` bytes, as just told, and
@@ -371,7 +382,7 @@ impl Prog {
         info = [0; 40];
         info[XLATED_LEN..XLATED_LEN + 4].copy_from_slice(&len);
         info[XLATED_INSNS..].copy_from_slice(&(insns.as_mut_ptr() as u64).to_ne_bytes());
-        obj_info(&self.0, &mut info)?;
+        obj_info(&self.fd, &mut info)?;
         Ok(insns.into_iter().map(Insn::decode).collect())
     }
 
@@ -385,7 +396,7 @@ impl Prog {
         let mut ctx_out = vec![0; if run.ctx_is_copied_back { 0 } else { ctx_in.len() }];
         let mut data_out = vec![0; run.data_out_len];
         let mut attr = Attr::default();
-        attr.u32(0, self.0.as_raw_fd().cast_unsigned()).u32(32, run.repeat);
+        attr.u32(0, self.fd.as_raw_fd().cast_unsigned()).u32(32, run.repeat);
         if !run.data_in.is_empty() {
             attr.len(8, run.data_in.len()).ptr(16, run.data_in.as_ptr());
         }
@@ -414,7 +425,7 @@ impl Prog {
 
 impl AsFd for Prog {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

@@ -225,10 +225,17 @@ impl Translation<'_, '_> {
     fn atomic(&mut self, at: usize, insn: Insn, op: Op, width: Type, access: Access) {
         let kind = insn.imm;
         let base = if kind == atomic::LOAD_ACQ { op.src() } else { op.dst() }.index();
-        let operand = self.get(op.src().index());
-        let operand = self.low(operand, width);
-        let r0 = self.get(R0);
-        let expected = self.low(r0, width);
+        // What is read is carried around loops, so no more than that is.
+        let zero = self.builder.ins().iconst(width, 0);
+        let read = |this: &mut Self, is_read, reg| match is_read {
+            true => {
+                let value = this.get(reg);
+                this.low(value, width)
+            }
+            false => zero,
+        };
+        let operand = read(self, kind != atomic::LOAD_ACQ, op.src().index());
+        let expected = read(self, kind == atomic::CMPXCHG, R0);
         let operation = move |this: &mut Self, addr: Value| {
             atomic_operation(this, kind, width, addr, operand, expected)
         };
@@ -276,7 +283,7 @@ impl Translation<'_, '_> {
 /// A pointer that the machine is made with.
 const FIXED_POINTER: MemFlagsData = super::FIXED;
 
-/// Does an atomic operation; gives the old value where there is one.
+/// Does an atomic operation; gives the old value where the program wants it, which the processor does not fetch otherwise.
 fn atomic_operation(
     this: &mut Translation<'_, '_>,
     kind: i32,
@@ -301,5 +308,6 @@ fn atomic_operation(
             _ => AtomicRmwOp::Xor,
         },
     };
-    Some(ins.atomic_rmw(width, SHARED, rmw, addr, operand))
+    let old = ins.atomic_rmw(width, SHARED, rmw, addr, operand);
+    (kind & atomic::FETCH != 0).then_some(old)
 }
