@@ -31,12 +31,7 @@ impl Access {
     pub(super) const WRITE: Self = Self { write: true, indirect: false };
 
     fn stack_words(self) -> &'static str {
-        match (self.indirect, self.write) {
-            (true, false) => "read from",
-            (true, true) => "write to",
-            (false, false) => "read from",
-            (false, true) => "write to",
-        }
+        if self.write { "write to" } else { "read from" }
     }
 }
 

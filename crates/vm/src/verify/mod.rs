@@ -358,20 +358,15 @@ pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified
     if env.strict {
         check_whole(&insns, env).map_err(early)?;
     }
-    match explore(&insns, &functions, env, env.log) {
-        Ok((found, log)) => {
-            let Explored { facts, safety, reached, stack } = found;
-            Ok(Verified { insns, facts, safety, reached, functions, stack, log })
+    let explored = match explore(&insns, &functions, env, env.log) {
+        // Once more, with the way to the refusal written down.
+        Err(_) if env.strict && env.log == LogLevel::None => {
+            explore(&insns, &functions, env, LogLevel::Path)
         }
-        // It is refused a second time, with the way to it written down.
-        Err(Refusal { .. }) if env.strict && env.log == LogLevel::None => {
-            match explore(&insns, &functions, env, LogLevel::Path) {
-                Err(refusal) => Err(refusal),
-                Ok(_) => unreachable!("what is refused is refused again"),
-            }
-        }
-        Err(refusal) => Err(refusal),
-    }
+        explored => explored,
+    };
+    let (Explored { facts, safety, reached, stack }, log) = explored?;
+    Ok(Verified { insns, facts, safety, reached, functions, stack, log })
 }
 
 /// What strict mode asks of a program as a whole.

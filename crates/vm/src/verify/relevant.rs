@@ -5,7 +5,7 @@
 //! moves or is an address, decides a jump, is an argument that a helper's prototype asks something of, is a result
 //! that somebody judges, or goes to the stack, from where it may come back.
 
-use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, jmp, mode, pseudo};
+use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, mode, pseudo};
 
 use super::Environment;
 use super::live::{Regs, after, bit, effect};
@@ -87,7 +87,7 @@ fn arguments(helper: u32) -> Regs {
     matters.fold(flags, |set, (place, _)| set | 2 << place)
 }
 
-/// The registers that may hold an address on the stack, on entry to each instruction.
+/// The registers that may hold an address on the stack, on entry to each instruction: all of which a path can know it.
 fn stack_pointers(insns: &[Insn]) -> Vec<Regs> {
     let mut may = vec![0; insns.len()];
     let mut spilled = false;
@@ -101,21 +101,16 @@ fn stack_pointers(insns: &[Insn]) -> Vec<Regs> {
             let before = may[at];
             let (_, written) = effect(insn);
             let has = |reg| before & bit(reg) != 0;
-            let dst = match insn.class() {
-                class::ALU64 if insn.op() == alu::MOV => insn.is_reg_src() && has(insn.src),
-                class::ALU64 => has(insn.dst) || insn.is_reg_src() && has(insn.src),
-                class::LDX => spilled,
-                _ if insn.op() == jmp::CALL => before & ARGS != 0,
-                class::STX if insn.mode() == mode::ATOMIC => spilled,
-                _ => false,
-            };
-            let result = if insn.class() >= class::JMP
-                && insn.class() <= class::JMP32
-                && insn.op() == jmp::CALL
-            {
-                bit(Reg::R0)
-            } else {
-                written
+            let is_call = insn.is_helper_call() || insn.is_pseudo_call();
+            let (result, may_be) = match insn.class() {
+                _ if is_call => (bit(Reg::R0), before & ARGS != 0),
+                class::ALU64 if insn.op() == alu::MOV => {
+                    (written, insn.is_reg_src() && has(insn.src))
+                }
+                class::ALU64 => (written, has(insn.dst) || insn.is_reg_src() && has(insn.src)),
+                class::LDX => (written, spilled),
+                class::STX if insn.mode() == mode::ATOMIC => (written, spilled),
+                _ => (written, false),
             };
             let mut enter = |target: usize, regs: Regs| {
                 if let Some(known) = may.get_mut(target) {
@@ -123,7 +118,7 @@ fn stack_pointers(insns: &[Insn]) -> Vec<Regs> {
                     *known |= regs;
                 }
             };
-            let next = before & !written | if dst { result } else { 0 };
+            let next = before & !written | if may_be { result } else { 0 };
             successors(at, insn).for_each(|target| enter(target, next));
             if let Some(function) =
                 function_target(at, insn).and_then(|at| usize::try_from(at).ok())

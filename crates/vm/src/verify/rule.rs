@@ -1,7 +1,5 @@
 //! The rules that strict mode goes by, in the kernel's words.
 
-use std::fmt;
-
 use bpfarray_core::Errno;
 
 /// A rule of the kernel's that a program breaks, as its log says it.
@@ -419,12 +417,7 @@ impl Rule {
     }
 }
 
-/// Puts a comma before what is said, if something is.
+/// Which bytes of a value are forbidden.
 pub(super) fn detail(value_size: u32, off: i64, size: i64) -> String {
-    let mut text = String::new();
-    let _ = fmt::Write::write_fmt(
-        &mut text,
-        format_args!(", value_size={value_size} off={off} size={size}"),
-    );
-    text
+    format!(", value_size={value_size} off={off} size={size}")
 }
