@@ -209,7 +209,7 @@ fn a_program_that_is_replaced_while_it_runs_lives_until_it_has_returned() {
         |writer, done| write(&slots, writer, done, put, take_out),
     );
     println!("{found} runs found one of {replaced} programs");
-    assert!(found > 1000 && replaced > 100, "{found} {replaced}");
+    assert!(found > 100 && replaced > 10, "{found} {replaced}");
 
     rcu::barrier().unwrap();
     let there = (0..SLOTS).filter(|slot| run(&dispatcher, &mut context(), *slot) != EMPTY).count();
