@@ -28,6 +28,8 @@ struct Server {
     trace: bool,
     seat: Mutex<Seat>,
     free: Condvar,
+    /// Held while a descriptor is given to a caller, until it is not ours any more.
+    giving: Mutex<()>,
 }
 
 /// Who receives calls. It is one thread at a time: if several did, they would take turns, and each call would wake another one up.
@@ -61,6 +63,7 @@ impl Listener {
             trace,
             seat: Mutex::default(),
             free: Condvar::new(),
+            giving: Mutex::default(),
         };
         thread::scope(|scope| server.work(scope));
         server.seat().error.take().map_or(Ok(()), Err)
@@ -70,6 +73,10 @@ impl Listener {
 impl Server {
     fn seat(&self) -> MutexGuard<'_, Seat> {
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn giving(&self) -> MutexGuard<'_, ()> {
+        self.giving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
@@ -155,6 +162,8 @@ impl Server {
         let [cmd, attr, size, ..] = request.arguments;
         let (cmd, size) = (cmd as u32, size as u32);
         let waiting = &request.waiting;
+        // A caller may have closed what it was just given, and expects the last reference to be gone.
+        drop(self.giving());
         let call = || {
             let shown = self.trace.then(|| self.kernel.describe(cmd, attr, size));
             // SAFETY: the invariant.
@@ -164,7 +173,11 @@ impl Server {
         let (shown, result) = called.unwrap_or((None, Err(PANICKED)));
         let result = match (result, file) {
             (Ok(_), Some((file, flags))) if shown.is_none() => {
-                match waiting.answer_with(&file, flags) {
+                let giving = self.giving();
+                let answered = waiting.answer_with(&file, flags);
+                drop(file);
+                drop(giving);
+                match answered {
                     Ok(_) => return,
                     Err(errno) => Err(errno),
                 }
