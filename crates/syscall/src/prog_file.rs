@@ -129,18 +129,9 @@ impl ProgFile {
         self.insns.len().saturating_sub(halves) as u32
     }
 
-    /// # Kernel
-    /// `license_is_gpl_compatible`
+    /// Whether its license is one under which helpers for such programs can be called.
     pub(crate) fn is_gpl_compatible(&self) -> bool {
-        const COMPATIBLE: [&[u8]; 6] = [
-            b"GPL",
-            b"GPL v2",
-            b"GPL and additional rights",
-            b"Dual BSD/GPL",
-            b"Dual MIT/GPL",
-            b"Dual MPL/GPL",
-        ];
-        COMPATIBLE.contains(&self.license.as_slice())
+        str::from_utf8(&self.license).is_ok_and(bpfarray_vm::is_gpl_compatible)
     }
 
     /// The bytes of the file of a program that is listed under an id.

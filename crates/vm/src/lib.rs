@@ -50,7 +50,7 @@ pub use fault::Fault;
 pub use helper::HelperSet;
 pub use interp::DEFAULT_FUEL;
 pub use iter::{IterError, MapElemIter};
-pub use loaded::{LoadObjectError, LoadOptions, Loaded, MapError, MapErrorKind};
+pub use loaded::{LoadObjectError, LoadOptions, Loaded, MapError, MapErrorKind, is_gpl_compatible};
 pub use prog_type::ProgType;
 pub use program::{Outcome, Profile, Program, ProgramError, SourceLine};
 pub use source::ProgramSource;

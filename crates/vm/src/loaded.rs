@@ -164,11 +164,17 @@ fn create_typed(
     }
 }
 
-/// Whether a license lets a program call helpers that are for such programs only.
+/// Whether a license lets a program call helpers that are for programs under the GPL only.
+///
+/// ```
+/// assert!(bpfarray_vm::is_gpl_compatible("Dual MIT/GPL"));
+/// assert!(!bpfarray_vm::is_gpl_compatible("MIT"));
+/// ```
 ///
 /// # Kernel
 /// `license_is_gpl_compatible`
-fn is_gpl_compatible(license: &str) -> bool {
+#[doc(alias = "license_is_gpl_compatible")]
+pub fn is_gpl_compatible(license: &str) -> bool {
     matches!(
         license,
         "GPL"
