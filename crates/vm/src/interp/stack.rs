@@ -40,7 +40,7 @@ pub(crate) struct Stack {
     base: u64,
     /// Where the frames in use begin. They end with [`STACK_SIZE`].
     low: usize,
-    /// Below this, all bytes of frames are zero.
+    /// Below this, all bytes of frames are zero. In a stack that no run uses all are.
     dirty: usize,
     loans: usize,
 }
@@ -61,10 +61,15 @@ impl Stack {
         Ok(Box::new(Self { memory, base, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 }))
     }
 
-    /// Keeps the stack for this thread's next run.
+    /// Keeps the stack for this thread's next run, which finds nothing in it.
     #[inline]
     pub(crate) fn put_back(mut self: Box<Self>) {
         self.low = STACK_SIZE;
+        if self.dirty < STACK_SIZE {
+            // Inside the memory, whose frames end with `STACK_SIZE`.
+            let _ = self.memory.fill(self.dirty, STACK_SIZE - self.dirty, 0);
+            self.dirty = STACK_SIZE;
+        }
         self.loans = 0;
         POOL.with_borrow_mut(|pool| pool.push(self));
     }

@@ -33,6 +33,14 @@ pub(super) struct Subject<'a> {
     pub(super) proven: &'a dyn Fn(usize) -> bool,
 }
 
+impl Subject<'_> {
+    /// Whether runs begin with this function, and no function calls it: its frame is all zeroes.
+    pub(super) fn begins_runs(&self) -> bool {
+        let calls = |op: &Op| op.code == OpCode::CallFunction && op.target == 0;
+        self.entry == 0 && !self.has_callbacks && !self.ops.iter().any(calls)
+    }
+}
+
 /// How an access is made.
 #[derive(Copy, Clone, PartialEq, Debug)]
 pub(super) enum Access {
@@ -157,6 +165,7 @@ pub(super) fn analyse(subject: &Subject<'_>) -> Analysis {
 
 struct Walk<'a> {
     subject: &'a Subject<'a>,
+    begins_runs: bool,
     /// Whether the frame is out of the reach of others.
     private: bool,
     states: BTreeMap<usize, (State, u32)>,
@@ -171,6 +180,7 @@ impl<'a> Walk<'a> {
     fn new(subject: &'a Subject<'a>, private: bool) -> Self {
         Self {
             subject,
+            begins_runs: subject.begins_runs(),
             private,
             states: BTreeMap::new(),
             pending: VecDeque::new(),
@@ -300,9 +310,9 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Another function runs, which knows where this one's frame is without having been told: its own ends there. It may not
-    /// write there unnoticed, as accesses above a function's frame are never proven.
-    fn is_seen_from_below(&mut self) {
+    /// Somebody may get at the frame who was not told where it is: a function that this one calls, as its own frame ends there; or
+    /// this function itself by an address made from its caller's. Nobody may write there unnoticed, as such accesses are never proven.
+    fn may_be_found(&mut self) {
         self.escape = self.escape.max(Escape::Helpers);
     }
 
@@ -339,8 +349,8 @@ impl<'a> Walk<'a> {
                 for arg in 1..=args {
                     self.escapes(state.regs[arg], how);
                 }
-                if self.subject.has_callbacks {
-                    self.is_seen_from_below();
+                if self.subject.has_callbacks || args > 0 && !self.begins_runs {
+                    self.may_be_found();
                 }
                 state.regs[R0] = Value::Number;
             }
@@ -348,7 +358,7 @@ impl<'a> Walk<'a> {
                 for arg in 1..=5 {
                     self.escapes(state.regs[arg], Escape::Yes);
                 }
-                self.is_seen_from_below();
+                self.may_be_found();
                 state.regs[R0] = Value::Number;
                 let zero = Value::constant(0);
                 for reg in (1..16).filter(|reg| !(R6..=R10).contains(reg)) {
@@ -390,6 +400,9 @@ impl<'a> Walk<'a> {
         let write = !is_load;
         let read = is_load || is_atomic && insn.imm != atomic::STORE_REL;
         let access = self.judge(at, addr, size, read, write);
+        if !self.begins_runs && !matches!(access, Access::Frame(_) | Access::Proven) {
+            self.may_be_found();
+        }
         if !matches!(access, Access::Frame(_)) {
             // It may be an address in the frame, but it is not known where.
             self.escapes(addr, Escape::Yes);

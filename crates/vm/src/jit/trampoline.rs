@@ -163,6 +163,7 @@ pub(super) extern "C" fn tail_call(
         let found = target.and_then(|to| Some((to, to.compiled.as_ref()?.main())));
         found.map_or(0, |(to, code)| {
             machine.run(to);
+            machine.stack.clean();
             code as u64
         })
     });

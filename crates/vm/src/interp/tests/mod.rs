@@ -156,6 +156,47 @@ fn a_callee_that_reads_above_its_frame_finds_its_callers_and_nothing_older() {
     assert_eq!(result, Ok(2));
 }
 
+/// No kernel would take such a program either.
+#[test]
+fn a_callee_that_is_led_into_its_own_frame_finds_zeroes_there() {
+    let fill: Vec<_> =
+        (1..=64).map(|slot| Insn::st_mem(size::DW, R10, -8 * slot, 0x5555)).collect();
+    // Functions that call others have their frames in memory.
+    let caller = [&fill[..], &[call_function(1), Insn::exit()]].concat();
+    let fill = [&caller[..], &caller[..], &[Insn::mov64_imm(R0, 0), Insn::exit()]].concat();
+    for off in [-520, -1024, -96] {
+        assert_eq!(run_insns(&fill), Ok(0));
+        let result = run_insns(&[
+            Insn::mov64_reg(R1, R10),
+            Insn::alu64_imm(alu::ADD, R1, off),
+            call_function(1),
+            Insn::exit(),
+            Insn::ldx_mem(size::DW, R0, R1, 0),
+            Insn::exit(),
+        ]);
+        assert_eq!(result, Ok(0), "{off}");
+        // The same by way of a helper, which reads its key there.
+        let array = map(MapType::ARRAY, 8, 1, MapFlags::empty());
+        let [lo, hi] = Insn::ld_imm64(R1, R0, array.to_ref().addr());
+        let mut case = Case::new(&[
+            Insn::mov64_reg(R1, R10),
+            Insn::alu64_imm(alu::ADD, R1, off),
+            call_function(1),
+            Insn::exit(),
+            Insn::mov64_reg(R2, R1),
+            lo,
+            hi,
+            Insn::call(helper_id::MAP_LOOKUP_ELEM),
+            Insn::jmp_imm(jmp::JEQ, R0, 0, 1),
+            Insn::mov64_imm(R0, 1),
+            Insn::exit(),
+        ]);
+        assert_eq!(run_insns(&fill), Ok(0));
+        case = case.maps(&[&array]);
+        assert_eq!(case.run(), Ok(1), "{off}");
+    }
+}
+
 #[test]
 fn a_callee_has_a_stack_of_its_own_and_may_use_its_callers() {
     let result = run_insns(&[

@@ -90,7 +90,17 @@ impl Translation<'_, '_> {
                     self.clear(place);
                 }
             }
-            Frame::Memory { used } => self.clear_memory(top, *used),
+            Frame::Memory { used } => {
+                let used = *used;
+                let low = self.stack_field(Stack::LOW, FIELD);
+                let clean_below = self.builder.ins().iadd_imm_s(low, FRAME_SIZE as i64 - used);
+                if !self.subject.begins_runs() {
+                    self.clear_memory(top, used, clean_below);
+                }
+                let dirty = self.stack_field(Stack::DIRTY, FIELD);
+                let dirty = self.builder.ins().umin(dirty, clean_below);
+                self.set_stack_field(Stack::DIRTY, dirty);
+            }
         }
     }
 
@@ -119,11 +129,9 @@ impl Translation<'_, '_> {
 
     /// Clears what this function may have left in its frame when it ran before. If others left something below
     /// that, which is seldom, the machine clears all of it.
-    fn clear_memory(&mut self, top: Value, used: i64) {
-        let low = self.stack_field(Stack::LOW, FIELD);
-        let clean_below = self.builder.ins().iadd_imm_s(low, FRAME_SIZE as i64 - used);
-        let dirty = self.stack_field(Stack::DIRTY, FIELD);
+    fn clear_memory(&mut self, top: Value, used: i64, clean_below: Value) {
         if used < FRAME_SIZE as i64 {
+            let dirty = self.stack_field(Stack::DIRTY, FIELD);
             let is_dirty = self.builder.ins().icmp(IntCC::UnsignedLessThan, dirty, clean_below);
             let (clean, go_on) = (self.builder.create_block(), self.builder.create_block());
             self.builder.ins().brif(is_dirty, clean, &[], go_on, &[]);
@@ -138,8 +146,5 @@ impl Translation<'_, '_> {
         for at in (UNIT..=used).step_by(UNIT as usize) {
             self.builder.ins().store(SHARED, zeroes, top, -at as i32);
         }
-        let dirty = self.stack_field(Stack::DIRTY, FIELD);
-        let dirty = self.builder.ins().umin(dirty, clean_below);
-        self.set_stack_field(Stack::DIRTY, dirty);
     }
 }
