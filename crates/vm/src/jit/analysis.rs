@@ -71,6 +71,8 @@ pub(super) struct Near {
 #[derive(Copy, Clone, PartialEq, Debug)]
 pub(super) struct Fact {
     pub(super) access: Access,
+    /// The number that it computes.
+    pub(super) result: Option<u64>,
     /// Which way a conditional jump goes.
     pub(super) decided: Option<bool>,
     /// Where it goes when it jumps, past further jumps that are decided then.
@@ -226,6 +228,14 @@ impl<'a> Walk<'a> {
         jumps.flat_map(|(at, op)| [op.target as usize, at + 1]).collect()
     }
 
+    /// Whether an instruction does nothing but give its destination a number.
+    fn computes(&self, at: usize, op: Op) -> bool {
+        let insn = self.subject.insns.get(at);
+        let is_alu = insn.is_some_and(|insn| matches!(insn.class(), class::ALU | class::ALU64));
+        op.code == OpCode::LdImm64
+            || is_alu && !matches!(op.code, OpCode::MovPercpu | OpCode::Illegal)
+    }
+
     fn flow_to(&mut self, at: usize, state: &State) {
         let changed = match self.states.get_mut(&at) {
             Some((known, visits)) => {
@@ -271,7 +281,8 @@ impl<'a> Walk<'a> {
         let mut at = start;
         loop {
             let Some(op) = self.subject.ops.get(at) else { return };
-            let mut fact = Fact { access: Access::None, decided: None, taken: 0, next: at + 1 };
+            let mut fact =
+                Fact { access: Access::None, result: None, decided: None, taken: 0, next: at + 1 };
             if op.is_jump() {
                 let known = op.is_conditional().then(|| self.comparison(at, &state)).flatten();
                 fact.decided = match op.code {
@@ -295,6 +306,9 @@ impl<'a> Walk<'a> {
                 return;
             }
             fact.access = self.step(at, *op, &mut state);
+            if self.computes(at, *op) {
+                fact.result = state.regs[op.dst().index()].single();
+            }
             let stops = matches!(op.code, OpCode::Exit | OpCode::Illegal | OpCode::End);
             let next = at + if op.code == OpCode::LdImm64 { 2 } else { 1 };
             let joined = joins.contains(&next);

@@ -8,6 +8,7 @@
 mod analysis;
 mod entry;
 mod isa;
+mod loops;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ pub(crate) struct Compiled {
     accesses: Accesses,
     /// What the code has addresses of.
     _helpers: Arc<HelperSet>,
+    _literals: Vec<Literals>,
 }
 
 /// Compiles a program. `None` where no code can be made: for such a machine, for so long a program, or for lack of
@@ -67,7 +69,8 @@ pub(crate) fn compile(
         made.functions.into_iter().map(|(at, offset)| (at, base + offset)).collect();
     let main = *functions.get(&0)?;
     let (accesses, helpers) = (made.accesses, Arc::clone(&environment.helpers));
-    Some(Compiled { entry, memory, functions, main, accesses, _helpers: helpers })
+    let _literals = made.literals;
+    Some(Compiled { entry, memory, functions, main, accesses, _helpers: helpers, _literals })
 }
 
 /// The text of the machine code that [`compile`] makes, function by function.
@@ -152,8 +155,12 @@ struct Made {
     /// Where the address of a function, named by its first instruction, is to be filled in.
     calls: Vec<(Reloc, usize, usize, i64)>,
     accesses: Accesses,
+    literals: Vec<Literals>,
     text: String,
 }
+
+/// Numbers that code loads from where they are.
+type Literals = Box<[u64]>;
 
 impl<'a> Maker<'a> {
     fn new(
@@ -194,8 +201,9 @@ impl<'a> Maker<'a> {
         };
         self.context.clear();
         self.context.set_disasm(self.want_text);
-        let accesses =
+        let (accesses, literals) =
             translate::function(&subject, &mut self.context.func, &mut self.builder_context);
+        made.literals.push(literals);
         made.accesses.proven += accesses.proven;
         made.accesses.guarded += accesses.guarded;
         self.context.compile(&**isa, &mut ControlPlane::default()).ok()?;

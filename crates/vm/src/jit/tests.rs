@@ -4,12 +4,13 @@ use bpfarray::Map;
 use bpfarray::attr::{MapFlags, MapType};
 use bpfarray_core::disasm::Disasm;
 use bpfarray_core::helper_id;
+use bpfarray_core::insn::{Insn, Reg, alu, jmp, size};
 
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::fault::Fault;
 use crate::interp::tests::hostile::{Rng, program};
-use crate::interp::tests::{Case, map};
+use crate::interp::tests::{Case, R0, R1, R2, R6, R7, map};
 use crate::prog_type::ProgType;
 
 const PROGRAMS: u64 = 6_000;
@@ -98,4 +99,95 @@ fn random_programs_do_the_same_in_both_engines() {
         }
     }
     assert!(finished > PROGRAMS / 20, "{finished} finished");
+}
+
+/// Loops go around some number of times: once plainly, with two ways back, and with a way out in the middle.
+fn loops(value: u64, rounds: i32) -> [Vec<Insn>; 3] {
+    let [lo, hi] = Insn::ld_imm64(R1, R0, value);
+    let count = [
+        lo,
+        hi,
+        Insn::ldx_mem(size::DW, R2, R1, 0),
+        Insn::alu64_imm(alu::ADD, R2, 1),
+        Insn::stx_mem(size::DW, R1, R2, 0),
+    ];
+    let begin = [Insn::mov64_imm(R6, 0), Insn::mov64_imm(R7, rounds)];
+    let end = [Insn::mov64_reg(R0, R6), Insn::exit()];
+    let plain = [
+        Insn::alu64_imm(alu::ADD, R6, 1),
+        Insn::alu64_imm(alu::SUB, R7, 1),
+        Insn::jmp_imm(jmp::JNE, R7, 0, -8),
+    ];
+    let odd = [
+        Insn::alu64_imm(alu::SUB, R7, 1),
+        Insn::jmp_imm(jmp::JEQ, R7, 0, 4),
+        Insn::alu64_imm(alu::ADD, R6, 3),
+        Insn::jmp_imm(jmp::JSET, R6, 1, -9),
+        Insn::alu64_imm(alu::ADD, R6, 2),
+        Insn::ja(-11),
+    ];
+    let middle = [
+        Insn::alu64_imm(alu::ADD, R6, 1),
+        Insn::jmp_imm(jmp::JSET, R6, 4, 4),
+        Insn::ja(1),
+        Insn::ja(-9),
+        Insn::alu64_imm(alu::SUB, R7, 1),
+        Insn::jmp_imm(jmp::JNE, R7, 0, -3),
+    ];
+    [&plain[..], &odd, &middle].map(|rest| [&begin[..], &count, rest, &end].concat())
+}
+
+#[test]
+fn loops_end_at_the_same_instruction_whatever_fuel_there_is() {
+    let array = map(MapType::ARRAY, 8, 1, MapFlags::empty());
+    let maps = [&array];
+    let value = array.addr() + u64::from(bpfarray::VALUE_OFFSET);
+    let context = Context::new(ProgType::SYSCALL, &[], Some(&[0; 16])).unwrap();
+    let mut case = Case::with_context(&[], context).maps(&maps);
+    let mut finished = 0;
+    for rounds in [1, 2, 3, 4, 5, 9, 40] {
+        for insns in loops(value, rounds) {
+            case.insns = insns;
+            for fuel in 0..450 {
+                case.fuel = fuel;
+                let interp = trace(&mut case, Engine::Interp, &[], Some(&[0; 16]));
+                let jit = trace(&mut case, Engine::Jit, &[], Some(&[0; 16]));
+                assert_eq!(interp, jit, "{rounds} rounds, {fuel} of fuel");
+                finished += u64::from(jit.result.is_ok());
+            }
+        }
+    }
+    assert!((3000..9000).contains(&finished), "{finished}");
+}
+
+#[test]
+fn what_others_write_in_the_middle_of_a_loop_is_seen() {
+    let array = map(MapType::ARRAY, 8, 1, MapFlags::empty());
+    let value = array.addr() + u64::from(bpfarray::VALUE_OFFSET);
+    let [lo, hi] = Insn::ld_imm64(R1, R0, value);
+    // Until two loads in a row differ.
+    let mut case = Case::new(&[
+        lo,
+        hi,
+        Insn::ldx_mem(size::DW, R0, R1, 0),
+        Insn::ldx_mem(size::DW, R2, R1, 0),
+        Insn::new(jmp::JEQ | 0x0d, R0, R2, -3, 0),
+        Insn::mov64_imm(R0, 1),
+        Insn::exit(),
+    ]);
+    case.engine = Engine::Jit;
+    case.fuel = 3_000_000_000;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 0_u64;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                array.update_elem(0, &number.to_ne_bytes(), 0).unwrap();
+            }
+        });
+        let result = case.maps(&[&array]).run();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(result, Ok(1));
+    });
 }

@@ -2,51 +2,42 @@
 
 use bpfarray_core::insn::{class, jmp};
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{Block, InstBuilder, Value, types};
+use cranelift_codegen::ir::{InstBuilder, Value, types};
 
 use super::Translation;
 use crate::interp::{Op, OpCode};
 use crate::jit::analysis::Fact;
+use crate::jit::loops::charge;
 
 impl Translation<'_, '_> {
     pub(super) fn jump(&mut self, at: usize, op: Op, fact: &Fact) {
-        match fact.decided {
-            Some(true) => self.take(at, op, fact),
-            Some(false) => self.go_to(fact.next),
-            None => {
-                let condition = match op.code {
-                    OpCode::MayGoto => self.may_leave(),
-                    _ => self.condition(at, op),
-                };
-                let is_back = op.target as usize <= at;
-                let taken = match self.blocks.get(&fact.taken) {
-                    Some(block) if !is_back => *block,
-                    _ => self.builder.create_block(),
-                };
-                let next = self.blocks.get(&fact.next).copied();
-                let next = next.unwrap_or_else(|| self.builder.create_block());
-                self.builder.ins().brif(condition, taken, &[], next, &[]);
-                self.fill(taken, |this| this.take(at, op, fact));
-                self.fill(next, |this| this.go_to(fact.next));
+        let back = charge(at, op);
+        let condition = match fact.decided {
+            Some(true) => return self.leave(at, back, fact.taken),
+            Some(false) => return self.leave(at, 0, fact.next),
+            None if op.code == OpCode::MayGoto => self.may_leave(),
+            None => self.condition(at, op),
+        };
+        let ways = [(back, fact.taken), (0, fact.next)];
+        let direct = ways.map(|(amount, to)| {
+            let block = self.destination(to);
+            block.filter(|_| self.is_free(amount, to))
+        });
+        let blocks = direct.map(|block| block.unwrap_or_else(|| self.builder.create_block()));
+        self.builder.ins().brif(condition, blocks[0], &[], blocks[1], &[]);
+        for ((amount, to), (block, direct)) in ways.into_iter().zip(blocks.into_iter().zip(direct))
+        {
+            if direct.is_none() {
+                self.builder.switch_to_block(block);
+                self.leave(at, amount, to);
             }
         }
     }
 
-    /// Fills a block that is no instruction's.
-    fn fill(&mut self, block: Block, with: impl FnOnce(&mut Self)) {
-        if !self.blocks.values().any(|known| *known == block) {
-            self.builder.switch_to_block(block);
-            with(self);
-        }
-    }
-
-    /// Goes where the jump goes. One backwards is charged with what it closes over.
-    fn take(&mut self, at: usize, op: Op, fact: &Fact) {
-        let target = op.target as usize;
-        if target <= at {
-            self.burn(at, (at - target) as u64 + 1);
-        }
-        self.go_to(fact.taken);
+    /// Goes to another block, which is charged.
+    pub(super) fn leave(&mut self, at: usize, amount: u64, to: usize) {
+        self.charge(at, amount, to);
+        self.go_to(to);
     }
 
     /// Whether `may_goto` leaves its loop.

@@ -71,6 +71,10 @@ impl Translation<'_, '_> {
 
     fn load(&mut self, at: usize, op: Op, width: Type, access: Access) -> Value {
         let (base, off) = (op.src().index(), op.off);
+        if !matches!(access, Access::Frame(_)) {
+            // Others may have written since the last load from there: every load is made.
+            self.builder.ins().sequence_point();
+        }
         if matches!(access, Access::Frame(_) | Access::Proven) {
             return match self.place(base, off, access) {
                 At::Variable(variable) => self.builder.use_var(variable),

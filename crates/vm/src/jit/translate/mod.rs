@@ -8,6 +8,7 @@ mod call;
 mod frame;
 mod jump;
 mod memory;
+mod unroll;
 
 use std::collections::BTreeMap;
 
@@ -18,8 +19,9 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 
 use self::frame::Frame;
 use super::analysis::{Access, Analysis, R0, R10, Subject, analyse};
+use super::loops::{self, Loop};
 use super::trampoline::{self, Reason};
-use super::{Accesses, isa};
+use super::{Accesses, Literals, isa};
 use crate::interp::{MAX_LOOPS, Op, OpCode, Stack, place};
 
 /// Memory that is there and that others may write at the same time.
@@ -29,12 +31,12 @@ const FIELD: MemFlagsData = MemFlagsData::trusted();
 /// A field of the machine that never changes.
 const FIXED: MemFlagsData = MemFlagsData::trusted().with_readonly().with_can_move();
 
-/// Translates a function and says how its accesses are made.
+/// Translates a function. Says how its accesses are made, and has the numbers that the code loads from where they are.
 pub(super) fn function(
     subject: &Subject<'_>,
     function: &mut Function,
     context: &mut FunctionBuilderContext,
-) -> Accesses {
+) -> (Accesses, Literals) {
     let analysis = analyse(subject);
     let mut accesses = Accesses::default();
     for (_, fact) in analysis.reached() {
@@ -59,7 +61,13 @@ pub(super) fn function(
     let (fuel, loops) = (builder.declare_var(types::I64), builder.declare_var(types::I64));
     let mut translation = Translation {
         subject,
+        unrolled: loops::find(subject, &analysis),
         blocks: BTreeMap::new(),
+        gates: BTreeMap::new(),
+        copy: None,
+        leader: 0,
+        literals: Literals::default(),
+        loaded: Vec::new(),
         fail: builder.create_block(),
         machine: params[0],
         regs,
@@ -71,20 +79,31 @@ pub(super) fn function(
         builder,
     };
     translation.run();
-    let Translation { mut builder, .. } = translation;
+    let Translation { mut builder, literals, .. } = translation;
     builder.seal_all_blocks();
     if let Some(isa) = isa::host() {
         builder.finalize(isa.frontend_config());
     }
-    accesses
+    (accesses, literals)
 }
 
 struct Translation<'a, 'f> {
     subject: &'a Subject<'a>,
     analysis: &'a Analysis,
     builder: FunctionBuilder<'f>,
-    /// Blocks by their first instruction.
-    blocks: BTreeMap<usize, Block>,
+    /// Loops by their first instruction.
+    unrolled: BTreeMap<usize, Loop>,
+    /// Blocks by the copy of a loop that they belong to, counted from 1, and their first instruction. Copy 0 is the function itself.
+    blocks: BTreeMap<(usize, usize), Block>,
+    /// Where loops that are unrolled are entered, by their first instruction.
+    gates: BTreeMap<usize, Block>,
+    /// The copy that is being translated, and the first instruction of its loop; `None` in the function itself.
+    copy: Option<(usize, usize)>,
+    /// First instruction of the block that is being translated.
+    leader: usize,
+    /// Numbers of unrolled loops, in order, and what they were loaded into.
+    literals: Literals,
+    loaded: Vec<Value>,
     /// Returns after the machine was stopped.
     fail: Block,
     machine: Value,
@@ -113,13 +132,13 @@ impl Translation<'_, '_> {
         let loops = self.builder.ins().iconst(types::I64, i64::from(MAX_LOOPS));
         self.builder.def_var(self.loops, loops);
         self.enter_frame();
-        for &leader in &self.analysis.leaders {
-            let block = self.builder.create_block();
-            self.blocks.insert(leader, block);
-        }
+        self.load_literals();
+        self.make_blocks();
         self.go_to(self.subject.entry);
-        let leaders: Vec<_> = self.blocks.iter().map(|(at, block)| (*at, *block)).collect();
-        for (at, block) in leaders {
+        self.write_gates();
+        let blocks: Vec<_> = self.blocks.iter().map(|(at, block)| (*at, *block)).collect();
+        for ((copy, at), block) in blocks {
+            self.begin(copy, at);
             self.builder.switch_to_block(block);
             self.block(at);
         }
@@ -132,9 +151,9 @@ impl Translation<'_, '_> {
 
     /// Jumps to the block of an instruction.
     fn go_to(&mut self, at: usize) {
-        match self.blocks.get(&at) {
+        match self.destination(at) {
             Some(block) => {
-                self.builder.ins().jump(*block, &[]);
+                self.builder.ins().jump(block, &[]);
             }
             // The analysis has found a block wherever control goes.
             None => {
@@ -155,11 +174,14 @@ impl Translation<'_, '_> {
             if op.is_jump() {
                 return self.jump(at, op, &fact);
             }
-            if self.insn(at, op, fact.access) == Then::Done {
+            if let Some(number) = fact.result {
+                let number = self.result(number);
+                self.set(op.dst().index(), number);
+            } else if self.insn(at, op, fact.access) == Then::Done {
                 return;
             }
-            if self.blocks.contains_key(&fact.next) {
-                return self.go_to(fact.next);
+            if self.analysis.leaders.contains(&fact.next) {
+                return self.leave(at, 0, fact.next);
             }
             at = fact.next;
         }
@@ -167,10 +189,6 @@ impl Translation<'_, '_> {
 
     fn insn(&mut self, at: usize, op: Op, access: Access) -> Then {
         match op.code {
-            OpCode::LdImm64 => {
-                let imm = self.builder.ins().iconst(types::I64, op.imm as i64);
-                self.set(op.dst().index(), imm);
-            }
             OpCode::MovPercpu => {
                 let base = self.field(place::PERCPU_BASE, FIXED);
                 let offset = self.get(op.src().index());

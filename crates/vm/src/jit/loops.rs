@@ -1,0 +1,245 @@
+//! Loops that are worth unrolling.
+//!
+//! A time around an innermost loop takes at most a known amount of fuel. So code that goes around several times pays for all of
+//! them in advance, and gets back what it does not use where it turns off the dearest way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::analysis::{Access, Analysis, Subject};
+use crate::interp::{Op, OpCode};
+
+/// Instructions of a loop that is unrolled, all copies together, are at most about this many.
+const MOST_INSNS: usize = 96;
+/// How often a short loop's instructions are there.
+const MOST_COPIES: usize = 4;
+
+/// A loop with one entry, in which no other loop is.
+#[derive(Debug, PartialEq)]
+pub(super) struct Loop {
+    /// How often its instructions are there.
+    pub(super) copies: usize,
+    /// Fuel that no way exceeds from the beginning of a block until the loop begins anew, by the block's first instruction.
+    left: BTreeMap<usize, u64>,
+    /// Blocks on ways that take all of that. Others are likely of no weight: a lookup that finds nothing, say.
+    dear: BTreeSet<usize>,
+}
+
+impl Loop {
+    /// First instructions of its blocks.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = usize> {
+        self.left.keys().copied()
+    }
+
+    pub(super) fn contains(&self, at: usize) -> bool {
+        self.left.contains_key(&at)
+    }
+
+    /// Whether ways that are taken seldom lead through a block.
+    pub(super) fn is_aside(&self, at: usize) -> bool {
+        !self.dear.contains(&at)
+    }
+
+    /// Fuel for all copies, beginning with one of them.
+    fn cost_from(&self, copy: usize, header: usize) -> u64 {
+        let around = self.left.get(&header).copied().unwrap_or(0);
+        around * (self.copies + 1).saturating_sub(copy) as u64
+    }
+
+    /// Fuel for all copies.
+    pub(super) fn cost(&self, header: usize) -> u64 {
+        self.cost_from(1, header)
+    }
+
+    /// What is not used of what was paid, on the way from a block of a copy to another one, which may be outside. It is charged with `charge`.
+    pub(super) fn refund(
+        &self,
+        (copy, header): (usize, usize),
+        from: usize,
+        to: usize,
+        charge: u64,
+    ) -> u64 {
+        let left = |at| self.left.get(&at).copied().unwrap_or(0);
+        let later = self.cost_from(copy + 1, header);
+        let (paid, needed) = match self.left.contains_key(&to) {
+            true if to == header => (left(from), 0),
+            true => (left(from), left(to)),
+            false => (left(from) + later, 0),
+        };
+        paid.saturating_sub(charge + needed)
+    }
+}
+
+/// What a jump is charged with: a jump backwards with what it closes over.
+pub(super) fn charge(at: usize, op: Op) -> u64 {
+    let target = op.target as usize;
+    if target <= at { (at - target) as u64 + 1 } else { 0 }
+}
+
+/// The instructions of the block that begins with one.
+pub(super) fn insns<'a>(
+    subject: &'a Subject<'_>,
+    analysis: &'a Analysis,
+    start: usize,
+) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(start), |at| {
+        let next = analysis.fact(*at)?.next;
+        let goes_on = !ends(*subject.ops.get(*at)?) && !analysis.leaders.contains(&next);
+        goes_on.then_some(next)
+    })
+}
+
+/// Whether control does not simply go on to the next instruction.
+fn ends(op: Op) -> bool {
+    op.is_jump() || matches!(op.code, OpCode::Exit | OpCode::Illegal | OpCode::End)
+}
+
+/// A block of a function.
+#[derive(Default)]
+struct Node {
+    insns: usize,
+    /// Whether it does nothing but compute, and access what is surely there.
+    is_plain: bool,
+    /// Where control goes, and what that is charged with.
+    edges: Vec<(usize, u64)>,
+}
+
+/// The loops of a function to unroll, by the first instruction of each.
+pub(super) fn find(subject: &Subject<'_>, analysis: &Analysis) -> BTreeMap<usize, Loop> {
+    let nodes: BTreeMap<_, _> =
+        analysis.leaders.iter().map(|at| (*at, node(subject, analysis, *at))).collect();
+    let headers = headers(&nodes, subject.entry);
+    headers
+        .iter()
+        .filter_map(|(header, tails)| Some((*header, unroll(&nodes, *header, tails)?)))
+        .collect()
+}
+
+fn node(subject: &Subject<'_>, analysis: &Analysis, start: usize) -> Node {
+    let mut node = Node { is_plain: true, ..Node::default() };
+    for at in insns(subject, analysis, start) {
+        let (Some(op), Some(fact)) = (subject.ops.get(at), analysis.fact(at)) else { break };
+        let is_sure = matches!(fact.access, Access::None | Access::Frame(_) | Access::Proven);
+        node.is_plain &= is_sure && !leaves_the_code(op.code);
+        node.insns += 1;
+        node.edges = match ends(*op) {
+            false => vec![(fact.next, 0)],
+            true if !op.is_jump() => Vec::new(),
+            true => {
+                let ways =
+                    [(Some(false), (fact.taken, charge(at, *op))), (Some(true), (fact.next, 0))];
+                let open = ways.into_iter().filter(|(shut, _)| fact.decided != *shut);
+                open.map(|(_, edge)| edge).collect()
+            }
+        };
+    }
+    node
+}
+
+/// Whether something else runs at an instruction, which may take fuel.
+fn leaves_the_code(code: OpCode) -> bool {
+    matches!(
+        code,
+        OpCode::CallHelper
+            | OpCode::CallFunction
+            | OpCode::TailCall
+            | OpCode::LdAbs8
+            | OpCode::LdAbs16
+            | OpCode::LdAbs32
+            | OpCode::LdInd8
+            | OpCode::LdInd16
+            | OpCode::LdInd32
+    )
+}
+
+/// Blocks to which paths come back, each with those that they come back from.
+fn headers(nodes: &BTreeMap<usize, Node>, entry: usize) -> BTreeMap<usize, Vec<usize>> {
+    let mut headers = BTreeMap::<usize, Vec<usize>>::new();
+    let (mut seen, mut path) = (BTreeSet::from([entry]), BTreeSet::from([entry]));
+    let mut stack = vec![(entry, 0)];
+    while let Some((at, edge)) = stack.pop() {
+        let Some((to, _)) = nodes.get(&at).and_then(|node| node.edges.get(edge)) else {
+            path.remove(&at);
+            continue;
+        };
+        stack.push((at, edge + 1));
+        if path.contains(to) {
+            headers.entry(*to).or_default().push(at);
+        } else if seen.insert(*to) {
+            path.insert(*to);
+            stack.push((*to, 0));
+        }
+    }
+    headers
+}
+
+/// How to unroll a loop, if that is worth it.
+fn unroll(nodes: &BTreeMap<usize, Node>, header: usize, tails: &[usize]) -> Option<Loop> {
+    let mut blocks = BTreeSet::from([header]);
+    let mut wanted = tails.to_vec();
+    let mut insns = nodes.get(&header)?.insns;
+    while let Some(at) = wanted.pop() {
+        if blocks.insert(at) {
+            insns += nodes.get(&at)?.insns;
+            let leads_there = |node: &Node| node.edges.iter().any(|(to, _)| *to == at);
+            wanted.extend(nodes.iter().filter(|(_, node)| leads_there(node)).map(|(at, _)| *at));
+        }
+        if insns > MOST_INSNS {
+            return None;
+        }
+    }
+    let copies = MOST_COPIES.min(MOST_INSNS / insns);
+    let is_plain = |at: &usize| nodes.get(at).is_some_and(|node| node.is_plain);
+    // What leads into the loop elsewhere would have been followed back to the function's entry.
+    let has_one_entry = blocks.iter().all(|at| {
+        let mut others = nodes.iter().filter(|(from, _)| !blocks.contains(from));
+        *at == header || !others.any(|(_, node)| node.edges.iter().any(|(to, _)| to == at))
+    });
+    if copies < 2 || !has_one_entry || !blocks.iter().all(is_plain) {
+        return None;
+    }
+    let left = longest(nodes, &blocks, header)?;
+    let mut dear = BTreeSet::from([header]);
+    let mut wanted = vec![header];
+    while let Some(from) = wanted.pop() {
+        let node = nodes.get(&from)?;
+        for (to, charge) in &node.edges {
+            let after = left.get(to).map(|left| if *to == header { 0 } else { *left });
+            let is_dear = after.is_some_and(|after| left.get(&from) == Some(&(charge + after)));
+            if is_dear && dear.insert(*to) {
+                wanted.push(*to);
+            }
+        }
+    }
+    Some(Loop { copies, left, dear })
+}
+
+/// The most that the ways through the blocks are charged with, from each until they come back to `header`; `None` if one comes
+/// back elsewhere first.
+fn longest(
+    nodes: &BTreeMap<usize, Node>,
+    blocks: &BTreeSet<usize>,
+    header: usize,
+) -> Option<BTreeMap<usize, u64>> {
+    let inside = |at: usize| {
+        let edges = nodes.get(&at).map_or(&[][..], |node| &node.edges);
+        edges.iter().filter(|(to, _)| blocks.contains(to)).copied()
+    };
+    let mut left = BTreeMap::new();
+    let mut waiting: Vec<usize> = blocks.iter().copied().collect();
+    while !waiting.is_empty() {
+        let before = waiting.len();
+        waiting.retain(|at| {
+            let costs = inside(*at).map(|(to, charge)| match to == header {
+                true => Some(charge),
+                false => left.get(&to).map(|left| charge + left),
+            });
+            let most =
+                costs.collect::<Option<Vec<u64>>>().and_then(|costs| costs.into_iter().max());
+            most.map(|most| left.insert(*at, most)).is_none()
+        });
+        if waiting.len() == before {
+            return None;
+        }
+    }
+    Some(left)
+}
