@@ -37,7 +37,12 @@ impl Compiled {
         match *self {}
     }
 
-    pub(crate) fn call(&self, _: &mut Machine<'_>, _: usize, _: [u64; 5]) -> Result<u64, Fault> {
+    pub(crate) fn call(
+        &self,
+        _: &mut Machine<'_>,
+        _: usize,
+        _: [u64; 5],
+    ) -> Result<u64, Box<Fault>> {
         match *self {}
     }
 }

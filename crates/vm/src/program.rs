@@ -431,7 +431,7 @@ impl Program {
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
         self.check_context(context)?;
-        let r0 = run(&self.0.executable, context)?;
+        let r0 = run(&self.0.executable, context).map_err(|fault| *fault)?;
         Ok(Outcome { r0 })
     }
 
@@ -459,7 +459,8 @@ impl Program {
     pub fn profile(&self, context: &mut Context, profile: &mut Profile) -> Result<Outcome, Fault> {
         self.check_context(context)?;
         profile.counts.resize(self.0.xlated.len(), 0);
-        let r0 = interp::profile(&self.0.executable, context, &mut profile.counts)?;
+        let r0 = interp::profile(&self.0.executable, context, &mut profile.counts)
+            .map_err(|fault| *fault)?;
         Ok(Outcome { r0 })
     }
 

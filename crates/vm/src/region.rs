@@ -105,11 +105,20 @@ impl Regions {
         &self.maps
     }
 
+    /// Where among [`Regions::maps`] the map is that has this address.
+    pub(crate) fn position(&self, addr: u64) -> Option<usize> {
+        // A processor foresees where it finds one of a few.
+        match self.addrs.len() {
+            ..=8 => self.addrs.iter().position(|known| *known == addr),
+            _ => self.addrs.binary_search(&addr).ok(),
+        }
+    }
+
     /// The map that programs know by this address.
     pub(crate) fn map<'lane>(&'lane self, lane: &'lane Lane, addr: u64) -> Option<&'lane MapRef> {
-        match self.addrs.binary_search(&addr) {
-            Ok(index) => self.maps.get(index),
-            Err(_) => self.inner_at(lane, addr).filter(|inner| inner.addr() == addr),
+        match self.position(addr) {
+            Some(index) => self.maps.get(index),
+            None => self.inner_at(lane, addr).filter(|inner| inner.addr() == addr),
         }
     }
 

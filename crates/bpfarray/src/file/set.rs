@@ -61,14 +61,14 @@ impl SharedLanes {
     /// another set's `run`: two processes could wait for each other.
     #[inline]
     pub fn run<R>(&self, lane: &Lane, body: impl FnOnce() -> R) -> R {
+        if self.is_empty() { body() } else { self.run_with_lanes(lane, body) }
+    }
+
+    #[inline(never)]
+    fn run_with_lanes<R>(&self, lane: &Lane, body: impl FnOnce() -> R) -> R {
         if self.slots.is_empty() {
             return run_in(&self.files, lane.cpu(), body);
         }
-        self.run_with_slots(lane, body)
-    }
-
-    #[cold]
-    fn run_with_slots<R>(&self, lane: &Lane, body: impl FnOnce() -> R) -> R {
         let mut files = self.files.to_vec();
         for map in &self.slots {
             // A program finds what was there before; the next run tries again.
@@ -103,7 +103,6 @@ impl fmt::Debug for SharedLanes {
     }
 }
 
-#[inline]
 fn run_in<R>(files: &[Arc<MapFile>], cpu: u32, body: impl FnOnce() -> R) -> R {
     match files {
         [] => body(),

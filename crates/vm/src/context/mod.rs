@@ -17,6 +17,7 @@ pub(crate) use iter::{Element, MapElem, Seq};
 pub(crate) use skb::{HeaderStart, Skb};
 pub(crate) use xdp::Xdp;
 
+use crate::interp::KeptStack;
 use crate::prog_type::ProgType;
 
 /// Bytes of an Ethernet header, the shortest packet.
@@ -39,11 +40,14 @@ const ETH_HLEN: usize = 14;
 pub struct Context {
     buffer: Buffer,
     kind: Kind,
+    prog_type: ProgType,
+    /// What programs run with that get this context.
+    stack: KeptStack,
 }
 
 #[derive(Debug)]
 enum Kind {
-    Bytes(ProgType),
+    Bytes,
     Xdp(Xdp),
     Skb(Skb),
     MapElem(MapElem),
@@ -146,16 +150,15 @@ impl Context {
             ProgType::SYSCALL if ctx_len > usize::from(u16::MAX) => {
                 return Err(ContextError::CtxTooLong(u16::MAX.into()));
             }
-            ProgType::SYSCALL => {
-                (Buffer::new(ctx_len, 0, buffer::EVERYTHING, &[]), Kind::Bytes(prog_type))
-            }
+            ProgType::SYSCALL => (Buffer::new(ctx_len, 0, buffer::EVERYTHING, &[]), Kind::Bytes),
             _ => {
                 let len = convert::bytes_ctx_len(prog_type);
                 let len = len.ok_or(ContextError::ProgType(prog_type))?;
-                (Buffer::new(len, 0, &[], &[]), Kind::Bytes(prog_type))
+                (Buffer::new(len, 0, &[], &[]), Kind::Bytes)
             }
         };
-        let mut context = Self { buffer: buffer.map_err(ContextError::Memory)?, kind };
+        let (buffer, stack) = (buffer.map_err(ContextError::Memory)?, KeptStack::default());
+        let mut context = Self { buffer, kind, prog_type, stack };
         context.reset(packet, ctx_in)?;
         Ok(context)
     }
@@ -170,16 +173,16 @@ impl Context {
             Kind::Xdp(xdp) => xdp.reset(&mut self.buffer, packet, ctx_in),
             Kind::Skb(skb) => skb.reset(&mut self.buffer, packet, ctx_in),
             Kind::MapElem(_) => Err(ContextError::ProgType(ProgType::TRACING)),
-            Kind::Bytes(prog_type) => {
+            Kind::Bytes => {
                 if !packet.is_empty() {
-                    return Err(ContextError::NoPacket(*prog_type));
+                    return Err(ContextError::NoPacket(self.prog_type));
                 }
                 let size = self.buffer.ctx_len();
                 let ctx = ctx_in.unwrap_or(&[]);
                 if ctx.len() > size {
                     return Err(ContextError::CtxTooLong(size));
                 }
-                if *prog_type == ProgType::SYSCALL && ctx.len() < size {
+                if self.prog_type == ProgType::SYSCALL && ctx.len() < size {
                     return Err(ContextError::CtxTooShort { len: ctx.len(), size });
                 }
                 let mut bytes = vec![0; size];
@@ -195,7 +198,7 @@ impl Context {
         match &self.kind {
             Kind::Xdp(xdp) => xdp.packet(&self.buffer),
             Kind::Skb(skb) => skb.packet(&self.buffer),
-            Kind::MapElem(_) | Kind::Bytes(_) => Vec::new(),
+            Kind::MapElem(_) | Kind::Bytes => Vec::new(),
         }
     }
 
@@ -204,7 +207,7 @@ impl Context {
         match &self.kind {
             Kind::Xdp(xdp) => xdp.xdp_md(),
             Kind::Skb(_) => Skb::sk_buff(&self.buffer),
-            Kind::MapElem(_) | Kind::Bytes(_) => read(&self.buffer, 0, self.buffer.ctx_len()),
+            Kind::MapElem(_) | Kind::Bytes => read(&self.buffer, 0, self.buffer.ctx_len()),
         }
     }
 
@@ -212,7 +215,8 @@ impl Context {
     /// `copy_len` is not 0, or used where they are.
     pub(crate) fn map_elem(map_addr: u64, session: u64, copy_len: usize) -> Result<Self, Errno> {
         let buffer = MapElem::buffer(map_addr, session, copy_len)?;
-        Ok(Self { buffer, kind: Kind::MapElem(MapElem::default()) })
+        let (kind, stack) = (Kind::MapElem(MapElem::default()), KeptStack::default());
+        Ok(Self { buffer, kind, prog_type: ProgType::TRACING, stack })
     }
 
     /// Puts an element into such a context, the one after `number` others.
@@ -234,15 +238,15 @@ impl Context {
     /// Whether programs of this type can be called with it.
     #[inline]
     pub(crate) fn is_for(&self, prog_type: ProgType) -> bool {
-        match &self.kind {
-            Kind::Bytes(own) => *own == prog_type,
-            Kind::Xdp(_) => prog_type == ProgType::XDP,
-            Kind::Skb(skb) if skb.is_classifier() => {
-                matches!(prog_type, ProgType::SCHED_CLS | ProgType::SCHED_ACT)
-            }
-            Kind::Skb(_) => prog_type == ProgType::SOCKET_FILTER,
-            Kind::MapElem(_) => prog_type == ProgType::TRACING,
-        }
+        let both = [self.prog_type, prog_type];
+        let are_classifiers =
+            || both.iter().all(|own| matches!(*own, ProgType::SCHED_CLS | ProgType::SCHED_ACT));
+        self.prog_type == prog_type || are_classifiers()
+    }
+
+    #[inline]
+    pub(crate) fn stack(&mut self) -> &mut KeptStack {
+        &mut self.stack
     }
 
     #[inline]

@@ -56,11 +56,17 @@ type Trace = dyn Fn(&str) + Send + Sync;
 pub struct Helper {
     id: u32,
     name: Arc<str>,
-    function: Arc<Function>,
+    function: Origin,
     /// From how many registers it takes arguments.
     args: u8,
-    /// Whether it is ours, and does no more than the verifier knows of it.
-    is_builtin: bool,
+}
+
+/// Whose a helper is.
+#[derive(Clone)]
+enum Origin {
+    /// Ours, which does no more than the verifier knows of it.
+    Builtin(BuiltinFunction),
+    Host(Arc<Function>),
 }
 
 impl Helper {
@@ -75,13 +81,18 @@ impl Helper {
     }
 
     pub(crate) fn is_builtin(&self) -> bool {
-        self.is_builtin
+        matches!(self.function, Origin::Builtin(_))
     }
 
     /// Runs the helper for a program that may call it now.
+    #[inline]
     pub(crate) fn call(&self, machine: &mut Machine<'_>, args: [u64; 5]) -> Result<u64, FaultKind> {
         machine.check_helper(self.id, &self.name)?;
-        (self.function)(machine, args).map_err(|error| FaultKind::helper(&self.name, &args, error))
+        let result = match &self.function {
+            Origin::Builtin(function) => function(machine, args),
+            Origin::Host(function) => function(machine, args),
+        };
+        result.map_err(|error| FaultKind::helper(&self.name, &args, error))
     }
 }
 
@@ -107,7 +118,8 @@ pub struct HelperSet {
 }
 
 /// A helper as the tables of this module have it.
-type Builtin = (u32, fn(&mut Machine<'_>, [u64; 5]) -> Result<u64, HelperError>);
+type Builtin = (u32, BuiltinFunction);
+type BuiltinFunction = fn(&mut Machine<'_>, [u64; 5]) -> Result<u64, HelperError>;
 
 impl HelperSet {
     /// The helpers of Linux that can be had outside a kernel.
@@ -129,9 +141,8 @@ impl HelperSet {
         ];
         for &(id, function) in tables.into_iter().flatten() {
             if let Some(name) = helper_id::name(id) {
-                let (name, function) = (name.into(), Arc::new(function));
-                set.helpers
-                    .insert(id, Helper { id, name, function, args: args(id), is_builtin: true });
+                let (name, function) = (name.into(), Origin::Builtin(function));
+                set.helpers.insert(id, Helper { id, name, function, args: args(id) });
             }
         }
         set
@@ -155,8 +166,8 @@ impl HelperSet {
         + Sync
         + 'static,
     ) {
-        let (name, function) = (name.into(), Arc::new(function));
-        self.helpers.insert(id, Helper { id, name, function, args: 5, is_builtin: false });
+        let (name, function) = (name.into(), Origin::Host(Arc::new(function)));
+        self.helpers.insert(id, Helper { id, name, function, args: 5 });
     }
 
     /// Whether programs can call a helper of this number.

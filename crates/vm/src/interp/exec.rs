@@ -21,14 +21,18 @@ const R10: usize = 10;
 
 impl<'e> Machine<'e> {
     /// Runs a function until it returns, and gives its r0.
-    pub(super) fn exec(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
+    pub(super) fn exec(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Box<Fault>> {
         match self.counts {
             None => self.exec_as::<false>(entry, args),
             Some(_) => self.exec_as::<true>(entry, args),
         }
     }
 
-    fn exec_as<const COUNTED: bool>(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
+    fn exec_as<const COUNTED: bool>(
+        &mut self,
+        entry: usize,
+        args: [u64; 5],
+    ) -> Result<u64, Box<Fault>> {
         let mut ops = self.running.code.ops();
         let base = self.frames.len();
         let mut pc = entry;
@@ -329,8 +333,8 @@ impl<'e> Machine<'e> {
     }
 
     #[cold]
-    pub(crate) fn fault(&self, insn: usize, kind: FaultKind) -> Fault {
-        Fault { program: self.other_program(), insn, kind }
+    pub(crate) fn fault(&self, insn: usize, kind: FaultKind) -> Box<Fault> {
+        Box::new(Fault { program: self.other_program(), insn, kind })
     }
 
     /// Whether `may_goto` stays in its loop.

@@ -126,7 +126,7 @@ impl<'e> Machine<'e> {
     }
 
     /// Checks that a function which began with instruction `entry` returns without a lock.
-    pub(crate) fn check_unlocked_at_exit(&self, entry: usize) -> Result<(), Fault> {
+    pub(crate) fn check_unlocked_at_exit(&self, entry: usize) -> Result<(), Box<Fault>> {
         self.held.check_unlocked("exit").map_err(|kind| self.fault(entry, kind))
     }
 }

@@ -65,7 +65,7 @@ pub struct Machine<'e> {
 
 /// What ends a run in generated code, until that has returned.
 pub(crate) enum Stopped {
-    Fault(Fault),
+    Fault(Box<Fault>),
     /// A panic of a host's helper, which must not unwind through generated code.
     Panic(Box<dyn Any + Send>),
 }
@@ -146,18 +146,23 @@ impl<'e> Machine<'e> {
         (self.read_hit, self.write_hit) = (Hit::NOWHERE, Hit::NOWHERE);
     }
 
-    /// The program that a tail call goes to, if it goes anywhere, which it then is sure to do.
+    /// The program that a tail call goes to, if it goes anywhere, which it then is sure to do. `known` is the map among
+    /// those of the program, if that is known.
+    #[inline]
     pub(crate) fn tail_call_target(
         &mut self,
         args: [u64; 5],
+        known: Option<&'e MapRef>,
     ) -> Result<Option<&'e Arc<Executable>>, FaultKind> {
         let [ctx, map, index, ..] = args;
         self.held.check_unlocked("bpf_tail_call")?;
-        let map = self
-            .context(ctx)
-            .map(drop)
-            .and_then(|()| self.map(map))
-            .map_err(|error| FaultKind::helper(&"bpf_tail_call".into(), &args, error))?;
+        let map = match known {
+            Some(map) if ctx == self.context.buffer().ctx_addr() => map,
+            _ => {
+                let map = self.context(ctx).map(drop).and_then(|()| self.map(map));
+                map.map_err(|error| FaultKind::helper(&"bpf_tail_call".into(), &args, error))?
+            }
+        };
         let target = map.tail_call(self.lane, index, self.tail_calls);
         let program = target.and_then(|program| program.downcast_ref::<Program>());
         // The owner of a PROG_ARRAY has programs of one engine only.
@@ -173,7 +178,7 @@ impl<'e> Machine<'e> {
     /// # Kernel
     /// `bpf_tail_call`
     pub(super) fn tail_call(&mut self, args: [u64; 5]) -> Result<bool, FaultKind> {
-        let Some(program) = self.tail_call_target(args)? else { return Ok(false) };
+        let Some(program) = self.tail_call_target(args, None)? else { return Ok(false) };
         let caller = self.running;
         let Some(frame) = self.pop() else { return Ok(false) };
         // A frame that was taken over once still returns to the program it was made for.
@@ -460,11 +465,12 @@ impl<'e> Machine<'e> {
     pub fn call(&mut self, function: u64, args: [u64; 5]) -> Result<u64, HelperError> {
         let entry =
             self.running.code.function(function).ok_or(HelperError::NotAFunction(function))?;
-        self.enter(entry, args).map_err(|fault| HelperError::Callback(Box::new(fault)))
+        self.enter(entry, args).map_err(HelperError::Callback)
     }
 
     /// Runs a function of the running program until it returns, and gives its r0.
-    pub(super) fn enter(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Fault> {
+    #[inline]
+    pub(super) fn enter(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Box<Fault>> {
         match &self.running.compiled {
             Some(compiled) => compiled.call(self, entry, args),
             None => {

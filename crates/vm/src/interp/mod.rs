@@ -29,7 +29,7 @@ pub(crate) use code::{Code, Op, OpCode};
 pub(crate) use exec::MAX_LOOPS;
 pub use machine::Machine;
 pub(crate) use machine::{Stopped, place};
-pub(crate) use stack::{FRAME_SIZE, Stack};
+pub(crate) use stack::{FRAME_SIZE, KeptStack, Stack};
 
 use crate::context::Context;
 use crate::engine::Engine;
@@ -108,10 +108,10 @@ impl Executable {
 /// # Kernel
 /// `___bpf_prog_run`
 #[doc(alias = "___bpf_prog_run")]
-pub(crate) fn run(executable: &Arc<Executable>, context: &mut Context) -> Result<u64, Fault> {
+pub(crate) fn run(executable: &Arc<Executable>, context: &mut Context) -> Result<u64, Box<Fault>> {
     let lane = Lane::enter();
-    let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
-    run_in(executable, context, &lane, |machine| machine.enter(0, args))
+    let ctx = context.buffer().ctx_addr();
+    run_in(executable, context, &lane, |machine| machine.enter(0, [ctx, 0, 0, 0, 0]))
 }
 
 /// As [`run`], in the interpreter, and adds to `counts` how often it came to each instruction.
@@ -122,13 +122,13 @@ pub(crate) fn profile(
     executable: &Arc<Executable>,
     context: &mut Context,
     counts: &mut Vec<u64>,
-) -> Result<u64, Fault> {
+) -> Result<u64, Box<Fault>> {
     let executable = Arc::new(Executable { compiled: None, ..Executable::clone(executable) });
     let lane = Lane::enter();
-    let args = [context.buffer().ctx_addr(), 0, 0, 0, 0];
+    let ctx = context.buffer().ctx_addr();
     run_in(&executable, context, &lane, |machine| {
         machine.counts = Some(std::mem::take(counts));
-        let result = machine.enter(0, args);
+        let result = machine.enter(0, [ctx, 0, 0, 0, 0]);
         *counts = machine.counts.take().unwrap_or_default();
         result
     })
@@ -146,8 +146,7 @@ pub(crate) fn call_back(
     map: &MapRef,
     index: u32,
     value: u64,
-) -> Result<u64, Fault> {
-    let fault = |kind| Fault { program: None, insn: 0, kind };
+) -> Result<u64, Box<Fault>> {
     // A context that the function is not given.
     let context = Context::new(ProgType::SYSCALL, &[], None);
     let mut context = context.map_err(|_| fault(FaultKind::NoStack))?;
@@ -155,26 +154,31 @@ pub(crate) fn call_back(
         let call =
             |machine: &mut Machine<'_>, key| machine.call(function, [map.addr(), key, value, 0, 0]);
         machine.lend(index, call).map_err(|error| match error {
-            HelperError::Callback(fault) => *fault,
+            HelperError::Callback(fault) => fault,
             error => fault(FaultKind::helper(&"bpf_timer_start".into(), &[0; 5], error)),
         })
     })
 }
 
+/// A fault before anything runs.
+fn fault(kind: FaultKind) -> Box<Fault> {
+    Box::new(Fault { program: None, insn: 0, kind })
+}
+
+#[inline]
 fn run_in(
     executable: &Arc<Executable>,
     context: &mut Context,
     lane: &Lane,
-    with: impl FnOnce(&mut Machine<'_>) -> Result<u64, Fault>,
-) -> Result<u64, Fault> {
-    let mut stack =
-        Stack::take().map_err(|_| Fault { program: None, insn: 0, kind: FaultKind::NoStack })?;
+    with: impl FnOnce(&mut Machine<'_>) -> Result<u64, Box<Fault>>,
+) -> Result<u64, Box<Fault>> {
+    let mut stack = context.stack().take().map_err(|_| fault(FaultKind::NoStack))?;
     let result = {
         // A lock that is still held is released with the machine. It is large, and stays where it is made.
         let mut machine = Machine::new(executable, context, lane, &mut stack);
         executable.environment.shared.run(lane, || with(&mut machine))
     };
-    stack.put_back();
+    context.stack().put_back(stack);
     result
 }
 

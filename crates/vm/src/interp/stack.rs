@@ -1,4 +1,4 @@
-//! A program's stack, whose memory is kept from run to run on each thread.
+//! A program's stack, which is kept from run to run.
 
 use std::cell::RefCell;
 use std::mem::offset_of;
@@ -28,12 +28,47 @@ const LOANS: usize = 2 * STACK_SIZE;
 const LOAN_SIZE: usize = 8;
 
 thread_local! {
-    /// Stacks of this thread that no run uses. There are several once a helper has run another program.
-    #[expect(clippy::vec_box, reason = "moving one in and out is what every run does")]
+    /// Stacks of contexts that are no more.
+    #[expect(clippy::vec_box, reason = "moving one in and out is what contexts do")]
     static POOL: RefCell<Vec<Box<Stack>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// The stack of runs with one context, of which there is one at a time. There is none before the first, nor during a run.
+#[derive(Default, Debug)]
+pub(crate) struct KeptStack(Option<Box<Stack>>);
+
+impl KeptStack {
+    /// A stack without frames.
+    ///
+    /// # Errors
+    /// `ENOMEM`
+    #[inline]
+    pub(crate) fn take(&mut self) -> Result<Box<Stack>, Errno> {
+        match self.0.take() {
+            Some(stack) => Ok(stack),
+            None => POOL.with_borrow_mut(Vec::pop).map_or_else(Stack::new, Ok),
+        }
+    }
+
+    /// Keeps the stack for the next run, which finds nothing in it.
+    #[inline]
+    pub(crate) fn put_back(&mut self, mut stack: Box<Stack>) {
+        stack.reset();
+        self.0 = Some(stack);
+    }
+}
+
+impl Drop for KeptStack {
+    fn drop(&mut self) {
+        if let Some(stack) = self.0.take() {
+            // A thread that ends may have no pool any more.
+            let _ = POOL.try_with(|pool| pool.borrow_mut().push(stack));
+        }
+    }
+}
+
 /// The stack of one run.
+#[derive(Debug)]
 pub(crate) struct Stack {
     memory: Memory,
     /// Its address.
@@ -50,20 +85,15 @@ impl Stack {
     pub(crate) const LOW: usize = offset_of!(Self, low);
     pub(crate) const DIRTY: usize = offset_of!(Self, dirty);
 
-    /// A stack without frames: this thread's, unless that is in use.
-    #[inline]
-    pub(crate) fn take() -> Result<Box<Self>, Errno> {
-        if let Some(stack) = POOL.with_borrow_mut(Vec::pop) {
-            return Ok(stack);
-        }
+    fn new() -> Result<Box<Self>, Errno> {
         let memory = Memory::anonymous(LOANS + MAX_FRAMES * LOAN_SIZE)?;
         let base = memory.addr();
         Ok(Box::new(Self { memory, base, low: STACK_SIZE, dirty: STACK_SIZE, loans: 0 }))
     }
 
-    /// Keeps the stack for this thread's next run, which finds nothing in it.
+    /// Takes all frames out of use, and leaves only zeroes there.
     #[inline]
-    pub(crate) fn put_back(mut self: Box<Self>) {
+    fn reset(&mut self) {
         self.low = STACK_SIZE;
         if self.dirty < STACK_SIZE {
             // Inside the memory, whose frames end with `STACK_SIZE`.
@@ -71,7 +101,6 @@ impl Stack {
             self.dirty = STACK_SIZE;
         }
         self.loans = 0;
-        POOL.with_borrow_mut(|pool| pool.push(self));
     }
 
     /// Takes a frame of zeroes into use. There must be one left.
@@ -190,8 +219,9 @@ mod tests {
 
     #[test]
     fn a_frame_is_zero_whatever_ran_before() {
+        let mut kept = KeptStack::default();
         for round in 0..3 {
-            let mut stack = Stack::take().unwrap();
+            let mut stack = kept.take().unwrap();
             for depth in 0..MAX_FRAMES {
                 stack.push();
                 let top = stack.top();
@@ -209,13 +239,13 @@ mod tests {
             assert_eq!(stack.load::<8>(stack.top() - 512), Some(0));
             let (memory, at) = stack.locate(stack.top() - 64, 64, true).unwrap().unwrap();
             memory.fill(at, 64, 0xff).unwrap();
-            stack.put_back();
+            kept.put_back(stack);
         }
     }
 
     #[test]
     fn only_frames_in_use_and_loans_can_be_touched() {
-        let mut stack = Stack::take().unwrap();
+        let mut stack = Stack::new().unwrap();
         stack.push();
         let top = stack.top();
         let mut reason = |addr, size| stack.locate(addr, size, false).map(|found| found.err());
@@ -229,6 +259,5 @@ mod tests {
         assert!(stack.locate(loan, 4, false).unwrap().is_ok());
         stack.take_loan();
         assert!(stack.locate(loan, 4, false).unwrap().is_err());
-        stack.put_back();
     }
 }

@@ -71,7 +71,7 @@ pub(super) struct Near {
 #[derive(Copy, Clone, PartialEq, Debug)]
 pub(super) struct Fact {
     pub(super) access: Access,
-    /// The number that it computes.
+    /// The number that it computes, or the address of the map through which it calls.
     pub(super) result: Option<u64>,
     /// Which way a conditional jump goes.
     pub(super) decided: Option<bool>,
@@ -308,6 +308,8 @@ impl<'a> Walk<'a> {
             fact.access = self.step(at, *op, &mut state);
             if self.computes(at, *op) {
                 fact.result = state.regs[op.dst().index()].single();
+            } else if op.code == OpCode::TailCall {
+                fact.result = state.regs[2].single();
             }
             let stops = matches!(op.code, OpCode::Exit | OpCode::Illegal | OpCode::End);
             let next = at + if op.code == OpCode::LdImm64 { 2 } else { 1 };

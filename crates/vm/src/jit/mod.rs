@@ -109,7 +109,7 @@ impl Compiled {
         machine: &mut Machine<'_>,
         at: usize,
         args: [u64; 5],
-    ) -> Result<u64, Fault> {
+    ) -> Result<u64, Box<Fault>> {
         let (mark, running) = (machine.stack.mark(), machine.running);
         machine.stack.reserve().ok_or_else(|| machine.fault(at, FaultKind::CallDepth))?;
         let r0 = self.enter(machine, at, args);

@@ -4,7 +4,7 @@ use bpfarray::Map;
 use bpfarray::attr::{MapFlags, MapType};
 use bpfarray_core::disasm::Disasm;
 use bpfarray_core::helper_id;
-use bpfarray_core::insn::{Insn, Reg, alu, jmp, size};
+use bpfarray_core::insn::{Insn, alu, jmp, size};
 
 use crate::context::Context;
 use crate::engine::Engine;

@@ -148,17 +148,19 @@ pub(super) extern "C" fn helper(
 }
 
 /// Makes the target of a tail call the running program and gives the address of its code, or 0 where there is
-/// nothing to go to.
+/// nothing to go to. `known` is where the map is among those of the program.
 pub(super) extern "C" fn tail_call(
     machine: *mut Machine<'_>,
     ctx: u64,
     map: u64,
     index: u64,
     insn: u64,
+    known: u64,
 ) -> Answer {
     // SAFETY: see `borrow`.
     let machine = unsafe { borrow(machine) };
-    let target = machine.tail_call_target([ctx, map, index, 0, 0]);
+    let known = machine.running.environment.regions.maps().get(known as usize);
+    let target = machine.tail_call_target([ctx, map, index, 0, 0], known);
     let code = target.map(|target| {
         let found = target.and_then(|to| Some((to, to.compiled.as_ref()?.main())));
         found.map_or(0, |(to, code)| {

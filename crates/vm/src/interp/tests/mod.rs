@@ -72,7 +72,8 @@ impl Case {
                 Some(Arc::new(compiled.expect("every program can be compiled")))
             }
         };
-        run(&Arc::new(Executable { code, compiled, environment }), &mut self.context)
+        let executable = Arc::new(Executable { code, compiled, environment });
+        run(&executable, &mut self.context).map_err(|fault| *fault)
     }
 }
 

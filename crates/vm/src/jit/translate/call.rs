@@ -94,12 +94,15 @@ impl Translation<'_, '_> {
         self.builder.switch_to_block(go_on);
     }
 
-    pub(super) fn tail_call(&mut self, at: usize) {
+    /// A tail call, through the map with this address if it is known.
+    pub(super) fn tail_call(&mut self, at: usize, map_addr: Option<u64>) {
         self.burn(at, at.saturating_sub(self.subject.entry) as u64 + 1);
         self.store_fuel();
         let (ctx, map, index) = (self.get(1), self.get(2), self.get(3));
         let insn = self.int(at as u64);
-        let args = [self.machine, ctx, map, index, insn];
+        let known = map_addr.and_then(|addr| self.subject.regions.position(addr));
+        let known = self.int(known.map_or(u64::MAX, |known| known as u64));
+        let args = [self.machine, ctx, map, index, insn, known];
         let answer = self.call_rust(trampoline::tail_call as *const () as usize, &args, 2);
         self.unless_stopped(answer[1]);
         let (jump, fall_through) = (self.builder.create_block(), self.builder.create_block());

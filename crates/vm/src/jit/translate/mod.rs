@@ -18,7 +18,7 @@ use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext, Variable};
 
 use self::frame::Frame;
-use super::analysis::{Access, Analysis, R0, R10, Subject, analyse};
+use super::analysis::{Access, Analysis, Fact, R0, R10, Subject, analyse};
 use super::loops::{self, Loop};
 use super::trampoline::{self, Reason};
 use super::{Accesses, Literals, isa};
@@ -174,10 +174,7 @@ impl Translation<'_, '_> {
             if op.is_jump() {
                 return self.jump(at, op, &fact);
             }
-            if let Some(number) = fact.result {
-                let number = self.result(number);
-                self.set(op.dst().index(), number);
-            } else if self.insn(at, op, fact.access) == Then::Done {
+            if self.insn(at, op, &fact) == Then::Done {
                 return;
             }
             if self.analysis.leaders.contains(&fact.next) {
@@ -187,7 +184,12 @@ impl Translation<'_, '_> {
         }
     }
 
-    fn insn(&mut self, at: usize, op: Op, access: Access) -> Then {
+    fn insn(&mut self, at: usize, op: Op, fact: &Fact) -> Then {
+        if let Some(number) = fact.result.filter(|_| op.code != OpCode::TailCall) {
+            let number = self.result(number);
+            self.set(op.dst().index(), number);
+            return Then::Next;
+        }
         match op.code {
             OpCode::MovPercpu => {
                 let base = self.field(place::PERCPU_BASE, FIXED);
@@ -197,7 +199,7 @@ impl Translation<'_, '_> {
             }
             OpCode::CallHelper => return self.call_helper(at, op.imm as u32),
             OpCode::CallFunction => self.call_function(at, op.target as usize),
-            OpCode::TailCall => self.tail_call(at),
+            OpCode::TailCall => self.tail_call(at, fact.result),
             OpCode::Exit => {
                 self.exit(at);
                 return Then::Done;
@@ -214,7 +216,7 @@ impl Translation<'_, '_> {
                 Some(insn) if matches!(insn.class(), class::ALU | class::ALU64) => {
                     self.alu(*insn, op);
                 }
-                Some(insn) => self.memory(at, *insn, op, access),
+                Some(insn) => self.memory(at, *insn, op, fact.access),
                 None => return self.fault(at, Reason::PastEnd, 0),
             },
         }
