@@ -103,15 +103,29 @@ struct Node {
     edges: Vec<(usize, u64)>,
 }
 
+/// The blocks of a function by their first instructions.
+struct Graph {
+    entry: usize,
+    nodes: BTreeMap<usize, Node>,
+    /// From where control comes to each.
+    before: BTreeMap<usize, Vec<usize>>,
+}
+
 /// The loops of a function to unroll, by the first instruction of each.
 pub(super) fn find(subject: &Subject<'_>, analysis: &Analysis) -> BTreeMap<usize, Loop> {
-    let nodes: BTreeMap<_, _> =
-        analysis.leaders.iter().map(|at| (*at, node(subject, analysis, *at))).collect();
-    let headers = headers(&nodes, subject.entry);
-    headers
-        .iter()
-        .filter_map(|(header, tails)| Some((*header, unroll(&nodes, *header, tails)?)))
-        .collect()
+    let mut nodes = BTreeMap::new();
+    let mut before = BTreeMap::<usize, Vec<usize>>::new();
+    for &at in &analysis.leaders {
+        let node = node(subject, analysis, at);
+        for (to, _) in &node.edges {
+            before.entry(*to).or_default().push(at);
+        }
+        nodes.insert(at, node);
+    }
+    let graph = Graph { entry: subject.entry, nodes, before };
+    let headers = graph.headers();
+    let loops = headers.iter().map(|(at, tails)| Some((*at, graph.unroll(*at, tails)?)));
+    loops.flatten().collect()
 }
 
 fn node(subject: &Subject<'_>, analysis: &Analysis, start: usize) -> Node {
@@ -151,95 +165,93 @@ fn leaves_the_code(code: OpCode) -> bool {
     )
 }
 
-/// Blocks to which paths come back, each with those that they come back from.
-fn headers(nodes: &BTreeMap<usize, Node>, entry: usize) -> BTreeMap<usize, Vec<usize>> {
-    let mut headers = BTreeMap::<usize, Vec<usize>>::new();
-    let (mut seen, mut path) = (BTreeSet::from([entry]), BTreeSet::from([entry]));
-    let mut stack = vec![(entry, 0)];
-    while let Some((at, edge)) = stack.pop() {
-        let Some((to, _)) = nodes.get(&at).and_then(|node| node.edges.get(edge)) else {
-            path.remove(&at);
-            continue;
-        };
-        stack.push((at, edge + 1));
-        if path.contains(to) {
-            headers.entry(*to).or_default().push(at);
-        } else if seen.insert(*to) {
-            path.insert(*to);
-            stack.push((*to, 0));
-        }
+impl Graph {
+    fn edges(&self, at: usize) -> &[(usize, u64)] {
+        self.nodes.get(&at).map_or(&[], |node| &node.edges)
     }
-    headers
-}
 
-/// How to unroll a loop, if that is worth it.
-fn unroll(nodes: &BTreeMap<usize, Node>, header: usize, tails: &[usize]) -> Option<Loop> {
-    let mut blocks = BTreeSet::from([header]);
-    let mut wanted = tails.to_vec();
-    let mut insns = nodes.get(&header)?.insns;
-    while let Some(at) = wanted.pop() {
-        if blocks.insert(at) {
-            insns += nodes.get(&at)?.insns;
-            let leads_there = |node: &Node| node.edges.iter().any(|(to, _)| *to == at);
-            wanted.extend(nodes.iter().filter(|(_, node)| leads_there(node)).map(|(at, _)| *at));
-        }
-        if insns > MOST_INSNS {
-            return None;
-        }
-    }
-    let copies = MOST_COPIES.min(MOST_INSNS / insns);
-    let is_plain = |at: &usize| nodes.get(at).is_some_and(|node| node.is_plain);
-    // What leads into the loop elsewhere would have been followed back to the function's entry.
-    let has_one_entry = blocks.iter().all(|at| {
-        let mut others = nodes.iter().filter(|(from, _)| !blocks.contains(from));
-        *at == header || !others.any(|(_, node)| node.edges.iter().any(|(to, _)| to == at))
-    });
-    if copies < 2 || !has_one_entry || !blocks.iter().all(is_plain) {
-        return None;
-    }
-    let left = longest(nodes, &blocks, header)?;
-    let mut dear = BTreeSet::from([header]);
-    let mut wanted = vec![header];
-    while let Some(from) = wanted.pop() {
-        let node = nodes.get(&from)?;
-        for (to, charge) in &node.edges {
-            let after = left.get(to).map(|left| if *to == header { 0 } else { *left });
-            let is_dear = after.is_some_and(|after| left.get(&from) == Some(&(charge + after)));
-            if is_dear && dear.insert(*to) {
-                wanted.push(*to);
+    /// Blocks to which paths come back, each with those that they come back from.
+    fn headers(&self) -> BTreeMap<usize, Vec<usize>> {
+        let mut headers = BTreeMap::<usize, Vec<usize>>::new();
+        let mut seen = BTreeSet::from([self.entry]);
+        let (mut path, mut stack) = (seen.clone(), vec![(self.entry, 0)]);
+        while let Some((at, edge)) = stack.pop() {
+            let Some((to, _)) = self.edges(at).get(edge) else {
+                path.remove(&at);
+                continue;
+            };
+            stack.push((at, edge + 1));
+            if path.contains(to) {
+                headers.entry(*to).or_default().push(at);
+            } else if seen.insert(*to) {
+                path.insert(*to);
+                stack.push((*to, 0));
             }
         }
+        headers
     }
-    Some(Loop { copies, left, dear })
-}
 
-/// The most that the ways through the blocks are charged with, from each until they come back to `header`; `None` if one comes
-/// back elsewhere first.
-fn longest(
-    nodes: &BTreeMap<usize, Node>,
-    blocks: &BTreeSet<usize>,
-    header: usize,
-) -> Option<BTreeMap<usize, u64>> {
-    let inside = |at: usize| {
-        let edges = nodes.get(&at).map_or(&[][..], |node| &node.edges);
-        edges.iter().filter(|(to, _)| blocks.contains(to)).copied()
-    };
-    let mut left = BTreeMap::new();
-    let mut waiting: Vec<usize> = blocks.iter().copied().collect();
-    while !waiting.is_empty() {
-        let before = waiting.len();
-        waiting.retain(|at| {
-            let costs = inside(*at).map(|(to, charge)| match to == header {
-                true => Some(charge),
-                false => left.get(&to).map(|left| charge + left),
-            });
-            let most =
-                costs.collect::<Option<Vec<u64>>>().and_then(|costs| costs.into_iter().max());
-            most.map(|most| left.insert(*at, most)).is_none()
-        });
-        if waiting.len() == before {
+    /// How to unroll a loop, if that is worth it.
+    fn unroll(&self, header: usize, tails: &[usize]) -> Option<Loop> {
+        let mut blocks = BTreeSet::from([header]);
+        let (mut wanted, mut insns) = (tails.to_vec(), self.nodes.get(&header)?.insns);
+        while let Some(at) = wanted.pop() {
+            if blocks.insert(at) {
+                insns += self.nodes.get(&at)?.insns;
+                wanted.extend(self.before.get(&at).into_iter().flatten());
+            }
+            if insns > MOST_INSNS {
+                return None;
+            }
+        }
+        let copies = MOST_COPIES.min(MOST_INSNS / insns);
+        // Who comes into the loop elsewhere comes from the function's entry.
+        let has_one_entry = header == self.entry || !blocks.contains(&self.entry);
+        let is_plain = |at: &usize| self.nodes.get(at).is_some_and(|node| node.is_plain);
+        if copies < 2 || !has_one_entry || !blocks.iter().all(is_plain) {
             return None;
         }
+        let left = self.longest(&blocks, header)?;
+        let dear = self.dear(&left, header);
+        Some(Loop { copies, left, dear })
     }
-    Some(left)
+
+    /// The most that the ways through the blocks are charged with, from each until they come back to `header`; `None` if
+    /// one comes back elsewhere first.
+    fn longest(&self, blocks: &BTreeSet<usize>, header: usize) -> Option<BTreeMap<usize, u64>> {
+        let mut left = BTreeMap::new();
+        let mut waiting: Vec<usize> = blocks.iter().copied().collect();
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            waiting.retain(|at| {
+                let inside = self.edges(*at).iter().filter(|(to, _)| blocks.contains(to));
+                let costs = inside.map(|(to, charge)| match *to == header {
+                    true => Some(*charge),
+                    false => left.get(to).map(|left| charge + left),
+                });
+                let known = costs.collect::<Option<Vec<u64>>>();
+                let most = known.and_then(|costs| costs.into_iter().max());
+                most.map(|most| left.insert(*at, most)).is_none()
+            });
+            if waiting.len() == before {
+                return None;
+            }
+        }
+        Some(left)
+    }
+
+    /// The blocks on the ways that are charged with the most.
+    fn dear(&self, left: &BTreeMap<usize, u64>, header: usize) -> BTreeSet<usize> {
+        let mut dear = BTreeSet::from([header]);
+        let mut wanted = vec![header];
+        while let Some(from) = wanted.pop() {
+            for (to, charge) in self.edges(from).iter().filter(|(to, _)| *to != header) {
+                let is_dear = left.get(to).map(|after| charge + after) == left.get(&from).copied();
+                if is_dear && dear.insert(*to) {
+                    wanted.push(*to);
+                }
+            }
+        }
+        dear
+    }
 }
