@@ -9,6 +9,7 @@ use crate::context::{Context, Element};
 use crate::fault::Fault;
 use crate::prog_type::{AttachType, ProgType};
 use crate::program::Program;
+use crate::verify::IterAccess;
 
 /// Why a program cannot be called for the elements of a map. The variants stand in the order in which they
 /// are checked.
@@ -21,6 +22,16 @@ pub enum IterError {
     /// The map's elements are objects.
     #[error("maps of type {} have no elements that programs can be called for", .0.map_type())]
     MapType(Kind),
+    /// The program reaches past keys or values. In the default mode, where it is only then known when it does so, that is a fault.
+    #[error("the program needs {needed} bytes of each {what}, which has {size}")]
+    Access {
+        /// Whether it is the key or the value.
+        what: &'static str,
+        /// How far the program reaches.
+        needed: u32,
+        /// Bytes that there are.
+        size: usize,
+    },
     /// There is no memory for the context.
     #[error("no memory for the context: {0}")]
     Memory(Errno),
@@ -31,6 +42,7 @@ impl IterError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Program(_) | Self::MapType(_) => Errno::EINVAL,
+            Self::Access { .. } => Errno::EACCES,
             Self::Memory(errno) => *errno,
         }
     }
@@ -99,20 +111,7 @@ impl MapElemIter {
     #[doc(alias = "bpf_iter_attach_map")]
     pub fn new(program: &Program, map: &MapRef) -> Result<Self, IterError> {
         static LAST_SESSION: AtomicU64 = AtomicU64::new(0);
-        let attach_type = program.expected_attach_type();
-        if (program.prog_type(), attach_type) != (ProgType::TRACING, AttachType::TRACE_ITER) {
-            return Err(IterError::Program(program.name().to_owned()));
-        }
-        let copy_len = match map.layout().kind() {
-            Kind::Array => 0,
-            Kind::PercpuArray => {
-                map.value_size().next_multiple_of(8) as usize * possible_cpus() as usize
-            }
-            kind @ (Kind::ProgArray
-            | Kind::PerfEventArray
-            | Kind::CgroupArray
-            | Kind::ArrayOfMaps) => return Err(IterError::MapType(kind)),
-        };
+        let copy_len = Self::check(program, map)?;
         let session = LAST_SESSION.fetch_add(1, Ordering::Relaxed);
         let context =
             Context::map_elem(map.addr(), session, copy_len).map_err(IterError::Memory)?;
@@ -125,6 +124,35 @@ impl MapElemIter {
             read: 0,
             copy: vec![0; copy_len],
         })
+    }
+
+    /// Whether `program` can be called for the elements of `map`, as [`MapElemIter::new`] finds out. Gives how many bytes of copied
+    /// values it needs.
+    fn check(program: &Program, map: &MapRef) -> Result<usize, IterError> {
+        let attach_type = program.expected_attach_type();
+        if (program.prog_type(), attach_type) != (ProgType::TRACING, AttachType::TRACE_ITER) {
+            return Err(IterError::Program(program.name().to_owned()));
+        }
+        let value_size = map.value_size();
+        let (value_len, copy_len) = match map.layout().kind() {
+            Kind::Array => (value_size as usize, 0),
+            Kind::PercpuArray => {
+                let len = value_size.next_multiple_of(8) as usize * possible_cpus() as usize;
+                (len, len)
+            }
+            kind @ (Kind::ProgArray
+            | Kind::PerfEventArray
+            | Kind::CgroupArray
+            | Kind::ArrayOfMaps) => return Err(IterError::MapType(kind)),
+        };
+        let IterAccess { key, value } = program.iter_access();
+        let key_len = map.key_size() as usize;
+        for (what, needed, size) in [("key", key, key_len), ("value", value, value_len)] {
+            if needed as usize > size {
+                return Err(IterError::Access { what, needed, size });
+            }
+        }
+        Ok(copy_len)
     }
 
     /// Visits elements until there are `wanted` bytes of text, or no more elements.

@@ -20,7 +20,9 @@ use crate::interp::{self, Code, Environment as RunEnvironment, Executable, run};
 use crate::jit;
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
-use crate::verify::{Environment, Fact, LogLevel, Refusal, Safety, VerifyError, globals, verify};
+use crate::verify::{
+    Environment, Fact, IterAccess, LogLevel, Refusal, Safety, VerifyError, globals, verify,
+};
 use crate::xlate::{XlateError, Xlated, xlate};
 
 /// Why there is no program.
@@ -171,6 +173,7 @@ struct Inner {
     lines: Vec<(usize, SourceLine)>,
     log: String,
     max_ctx_offset: usize,
+    iter_access: IterAccess,
 }
 
 impl Program {
@@ -282,6 +285,7 @@ impl Program {
             lines,
             log: verified.log,
             max_ctx_offset,
+            iter_access: verified.iter_access,
         })))
     }
 
@@ -412,6 +416,11 @@ impl Program {
         inner.maps.push(map.clone());
         inner.executable = Arc::new(inner.executable.with_map(map));
         self
+    }
+
+    /// What the program needs of the elements of a map that it is called for.
+    pub(crate) fn iter_access(&self) -> IterAccess {
+        self.0.iter_access
     }
 
     /// How the program expects to be attached, or 0.

@@ -7,7 +7,13 @@ use std::io::{self, Read};
 
 use bpfarray::attr::{Creator, MapAttr, MapFlags, MapType};
 use bpfarray::{Errno, HandleMode, Map, possible_cpus};
-use bpfarray_vm::{IterError, LoadOptions, Loaded, MapElemIter, Object, Program};
+use bpfarray_core::helper_id;
+use bpfarray_core::insn::{Insn, Reg, alu, jmp, size};
+use bpfarray_vm::prog_type::AttachType;
+use bpfarray_vm::{
+    Context, Engine, IterError, LoadOptions, Loaded, MapElemIter, Object, ProgType, Program,
+    ProgramError, ProgramSource,
+};
 
 fn load() -> Loaded {
     let object = include_bytes!("../../../testdata/progs/map_elem_iter.bpf.o");
@@ -121,8 +127,8 @@ fn no_more_text_waits_than_the_kernel_lets() {
 #[test]
 fn only_iterators_are_called_for_elements_and_only_of_values() {
     let loaded = load();
-    let insns = [bpfarray_core::insn::Insn::exit()];
-    let other = Program::from_insns(bpfarray_vm::ProgType::TRACING, &insns, &[]).unwrap();
+    let insns = [Insn::exit()];
+    let other = Program::from_insns(ProgType::TRACING, &insns, &[]).unwrap();
     let map = loaded.map("numbers").unwrap();
     let error = MapElemIter::new(&other, map).unwrap_err();
     assert_eq!(error, IterError::Program(String::new()));
@@ -154,4 +160,113 @@ fn an_iterator_is_a_user_of_the_map() {
     assert!(!reference.is_without_handles());
     drop(iter);
     assert!(reference.is_without_handles());
+}
+
+/// A program in strict mode that is handed `field` of the context, and does this to what is there.
+fn strict(field: i16, access: &[Insn], engine: Engine) -> Result<Program, ProgramError> {
+    let mut insns = vec![Insn::ldx_mem(size::DW, Reg::R2, Reg::R1, field)];
+    insns.push(Insn::jmp_imm(jmp::JEQ, Reg::R2, 0, access.len() as i16));
+    insns.extend_from_slice(access);
+    insns.extend([Insn::mov64_imm(Reg::R0, 0), Insn::exit()]);
+    let source = ProgramSource {
+        expected_attach_type: AttachType::TRACE_ITER,
+        ..ProgramSource::new(ProgType::TRACING)
+    };
+    let options = LoadOptions { strict: true, engine, ..LoadOptions::default() };
+    source.build(&insns, Vec::new(), &options)
+}
+
+const META: i16 = 0;
+const MAP: i16 = 8;
+const KEY: i16 = 16;
+const VALUE: i16 = 24;
+
+const fn fetch(size: u8, off: i16) -> Insn {
+    Insn::ldx_mem(size, Reg::R3, Reg::R2, off)
+}
+
+#[test]
+fn what_reaches_past_keys_and_values_is_no_iterator_in_strict_mode() {
+    let map = array(2, MapFlags::empty());
+    let of_cpus = MapAttr {
+        map_type: MapType::PERCPU_ARRAY,
+        key_size: 4,
+        value_size: 6,
+        max_entries: 2,
+        ..MapAttr::default()
+    };
+    let of_cpus = Map::create(&of_cpus).unwrap();
+    let all = 8 * possible_cpus() as i16;
+    let store = |off| Insn::stx_mem(size::W, Reg::R2, Reg::R1, off);
+    for engine in [Engine::Interp, Engine::Jit] {
+        let attach = |field, access: &[Insn], map: &Map| {
+            let program = strict(field, access, engine).unwrap();
+            let mut iter = MapElemIter::new(&program, map).map_err(|error| error.errno())?;
+            io::copy(&mut iter, &mut io::sink()).unwrap();
+            Ok(())
+        };
+        assert_eq!(attach(KEY, &[fetch(size::W, 0)], &map), Ok(()));
+        assert_eq!(attach(KEY, &[fetch(size::B, 4)], &map), Err(Errno::EACCES));
+        assert_eq!(attach(VALUE, &[fetch(size::W, 4)], &map), Ok(()));
+        assert_eq!(attach(VALUE, &[fetch(size::W, 5)], &map), Err(Errno::EACCES));
+        assert_eq!(attach(VALUE, &[store(5)], &map), Err(Errno::EACCES));
+        let far = Insn::alu64_imm(alu::ADD, Reg::R2, 1 << 28);
+        assert_eq!(attach(VALUE, &[far, fetch(size::W, 0)], &map), Err(Errno::EACCES));
+        assert_eq!(attach(VALUE, &[fetch(size::W, all - 4)], &of_cpus), Ok(()));
+        assert_eq!(attach(VALUE, &[fetch(size::B, all)], &of_cpus), Err(Errno::EACCES));
+    }
+}
+
+#[test]
+fn strict_mode_says_of_iterators_what_linux_says() {
+    let refused = |field, access: &[Insn]| {
+        let error = strict(field, access, Engine::Interp).unwrap_err();
+        let ProgramError::Verify { error, .. } = &error else { panic!("{error}") };
+        format!("{} {}", error.errno().raw(), error.kind)
+    };
+    let buffer = "13 R2 invalid rdonly buffer access: off=-1, size=4";
+    assert_eq!(refused(KEY, &[fetch(size::W, -1)]), buffer);
+    let buffer = "13 R2 invalid rdwr buffer access: off=-8, size=4";
+    assert_eq!(refused(VALUE, &[fetch(size::W, -8)]), buffer);
+    let store = Insn::st_mem(size::W, Reg::R2, 0, 1);
+    assert_eq!(refused(KEY, &[store]), "13 R2 cannot write into rdonly_buf");
+    assert_eq!(refused(META, &[store]), "13 only read is supported");
+    let variable = [
+        Insn::call(helper_id::GET_PRANDOM_U32),
+        Insn::alu64_imm(alu::AND, Reg::R0, 3),
+        Insn::ldx_mem(size::DW, Reg::R2, Reg::new(6), VALUE),
+        Insn::jmp_imm(jmp::JEQ, Reg::R2, 0, 2),
+        Insn::alu64_reg(alu::ADD, Reg::R2, Reg::R0),
+        fetch(size::B, 0),
+    ];
+    let kept = [&[Insn::mov64_reg(Reg::new(6), Reg::R1)][..], &variable].concat();
+    let found = refused(VALUE, &kept);
+    assert!(found.starts_with("13 R2 invalid variable buffer offset: off=0, var_off="), "{found}");
+    let beyond = "13 access beyond struct bpf_iter_meta at off 24 size 8";
+    assert_eq!(refused(META, &[fetch(size::DW, 24)]), beyond);
+    assert!(refused(META, &[fetch(size::W, 0)]).starts_with("13 "));
+    for field in [META, META + 8, META + 16] {
+        assert!(strict(META, &[fetch(size::DW, field)], Engine::Interp).is_ok());
+    }
+    assert!(refused(32, &[]).starts_with("13 "), "there is no fifth argument");
+    // The kernel has a structure there.
+    assert_eq!(refused(MAP, &[fetch(size::W, 0)]), "13 R2 invalid mem access 'ptr_'");
+}
+
+#[test]
+fn the_context_of_another_program_is_not_believed() {
+    let mut insns = vec![
+        Insn::ldx_mem(size::DW, Reg::R2, Reg::R1, META),
+        Insn::ldx_mem(size::DW, Reg::R3, Reg::R2, 8),
+    ];
+    insns.extend([Insn::mov64_imm(Reg::R0, 0), Insn::exit()]);
+    let source = ProgramSource {
+        expected_attach_type: AttachType::TRACE_ITER,
+        ..ProgramSource::new(ProgType::TRACING)
+    };
+    let options = LoadOptions { strict: true, ..LoadOptions::default() };
+    let program = source.build(&insns, Vec::new(), &options).unwrap();
+    let numbers = 0xdead_0000_0000_u64.to_ne_bytes();
+    let mut context = Context::new(ProgType::TRACING, &[], Some(&numbers)).unwrap();
+    assert!(program.run(&mut context).is_err(), "an address that a caller made up");
 }

@@ -230,6 +230,7 @@ pub(super) fn base_name(base: Base) -> &'static str {
         Base::Key => "map_key",
         Base::Function(_) => "func",
         Base::Buffer { .. } => "buf",
+        Base::Meta => "trusted_ptr_bpf_iter_meta",
         Base::Memory(_) => "mem",
         Base::Object => "ptr_",
     }

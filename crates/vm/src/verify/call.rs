@@ -294,7 +294,7 @@ impl Explorer<'_> {
             Value::Pointer(Pointer { base: Base::Map(map), maybe_null: false, .. }) => Some(map),
             _ => None,
         };
-        self.note(at, reached.is_ok() && known.is_some());
+        self.note(at, reached.is_ok() && self.is_provable(key) && known.is_some());
         if let Some(known) = self.map_with_values(map) {
             let index = match key {
                 Value::Pointer(pointer) if reached.is_ok() => match (pointer.base, pointer.place())

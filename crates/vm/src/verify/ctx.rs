@@ -60,8 +60,15 @@ impl Explorer<'_> {
     /// Whether programs that are attached like this one have a field of the context.
     fn has_field(&self, offset: i16) -> bool {
         const EGRESS_IFINDEX: i16 = 20;
-        (self.env.prog_type, offset) != (ProgType::XDP, EGRESS_IFINDEX)
-            || self.env.attach_type == AttachType::XDP_DEVMAP
+        /// `struct bpf_iter__bpf_map_elem`
+        const ITER_SIZE: i16 = 32;
+        match (self.env.prog_type, self.env.attach_type) {
+            (ProgType::XDP, attach_type) => {
+                offset != EGRESS_IFINDEX || attach_type == AttachType::XDP_DEVMAP
+            }
+            (ProgType::TRACING, AttachType::TRACE_ITER) => offset < ITER_SIZE,
+            _ => true,
+        }
     }
 
     /// What a field of the context holds.
@@ -77,7 +84,7 @@ impl Explorer<'_> {
             (_, 76) if is_tc => Value::to(Base::Packet),
             (_, 80) if is_tc => Value::to(Base::PacketEnd),
             (_, 140) if is_tc => Value::to(Base::PacketMeta),
-            (ProgType::TRACING, 0) if is_iter => Value::to(Base::Object),
+            (ProgType::TRACING, 0) if is_iter => Value::to(Base::Meta),
             (ProgType::TRACING, 8) if is_iter => or_null(Base::Object),
             (ProgType::TRACING, 16) if is_iter => or_null(Base::Buffer { writable: false }),
             (ProgType::TRACING, 24) if is_iter => or_null(Base::Buffer { writable: true }),

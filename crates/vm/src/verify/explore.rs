@@ -18,7 +18,7 @@ use super::rule::Rule;
 use super::state::{Return, State};
 use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
 use super::value::{Base, Value};
-use super::{Environment, Fact, Safety, VerifyError, VerifyErrorKind as Kind};
+use super::{Environment, Fact, IterAccess, Safety, VerifyError, VerifyErrorKind as Kind};
 
 /// How many instructions are looked at before all states that meet are joined, or the program is too large.
 ///
@@ -51,6 +51,8 @@ pub(super) struct Explorer<'a> {
     pub(super) stack: HashMap<usize, i64>,
     /// Whether a store may have hit any byte of the stack.
     pub(super) stacks_hit: Cell<bool>,
+    /// How far an iterator's program reaches into keys and values.
+    pub(super) buffers: Buffers,
     live: Vec<Regs>,
     relevant: Vec<Regs>,
     /// Where paths meet.
@@ -67,6 +69,13 @@ pub(super) struct Explorer<'a> {
     /// The global functions that were called so far.
     pub(super) called: HashSet<usize>,
     pub(super) log: Option<Log<'a>>,
+}
+
+/// Bytes from the beginning on.
+#[derive(Default)]
+pub(super) struct Buffers {
+    pub(super) key: Cell<i64>,
+    pub(super) value: Cell<i64>,
 }
 
 /// What came by at a place.
@@ -99,6 +108,7 @@ pub(super) struct Explored {
     /// Whether a path led to the instruction.
     pub(super) reached: Vec<bool>,
     pub(super) stack: Option<HashMap<usize, i64>>,
+    pub(super) iter_access: IterAccess,
 }
 
 type Step<T = ()> = Result<T, Kind>;
@@ -125,6 +135,7 @@ impl<'a> Explorer<'a> {
             proven: vec![None; insns.len()],
             stack: HashMap::new(),
             stacks_hit: Cell::new(false),
+            buffers: Buffers::default(),
             live: live::registers(insns),
             relevant: relevant::registers(insns, env),
             is_join,
@@ -178,7 +189,11 @@ impl<'a> Explorer<'a> {
             Some(false) | None => Safety::Guarded,
         };
         let stack = (!self.stacks_hit.get()).then_some(self.stack);
-        Explored { safety: self.proven.into_iter().map(safety).collect(), facts, reached, stack }
+        let bytes = |reached: &Cell<i64>| u32::try_from(reached.get()).unwrap_or(u32::MAX);
+        let Buffers { key, value } = &self.buffers;
+        let iter_access = IterAccess { key: bytes(key), value: bytes(value) };
+        let safety = self.proven.into_iter().map(safety).collect();
+        Explored { safety, facts, reached, stack, iter_access }
     }
 
     /// Goes on although a rule is broken, or not.

@@ -12,6 +12,7 @@ use super::rule::{Rule, detail};
 use super::state::{Slot, State};
 use super::value::{Base, Pointer, Value};
 use super::{Fact, KnownMap, ProgType, VerifyErrorKind as Kind};
+use crate::prog_type::AttachType;
 
 /// Bytes of a function's stack frame.
 const FRAME: i64 = crate::interp::FRAME_SIZE as i64;
@@ -92,12 +93,50 @@ impl Explorer<'_> {
             Base::Memory(len) => {
                 region(reg, "memory", format!("mem_size={len} "), len.into(), &pointer, off, size)
             }
-            // The length is known when the program is attached.
-            Base::Buffer { .. } | Base::Object if self.env.strict && !access.write => Ok(()),
-            Base::Buffer { .. } if self.env.strict => Ok(()),
+            Base::Buffer { writable } if self.env.strict => {
+                self.reach_buffer(reg, writable, &pointer, off, size)
+            }
+            Base::Meta if access.write => Err(Rule::OnlyRead),
+            Base::Meta => reach_meta(&pointer, off, size),
             Base::Map(_) if access.write => Err(Rule::ReadOnly { reg, is: self.type_name(value) }),
             _ => Err(no_access()),
         }
+    }
+
+    /// Whether accesses that the rules allow need no check. What an iterator hands out, also to a function of the program, has the
+    /// bytes that the map has for whose elements the program is called, and the context may be another one than an iterator's.
+    pub(super) fn is_provable(&self, value: Value) -> bool {
+        let Value::Pointer(pointer) = value else { return true };
+        match pointer.base {
+            Base::Buffer { .. } | Base::Meta => false,
+            Base::Memory(_) => self.env.attach_type != AttachType::TRACE_ITER,
+            _ => true,
+        }
+    }
+
+    /// Any place that is known, from the beginning on: that it is there is for who attaches the program to see to.
+    ///
+    /// # Kernel
+    /// `check_buffer_access`
+    fn reach_buffer(
+        &self,
+        reg: usize,
+        writable: bool,
+        pointer: &Pointer,
+        off: i64,
+        size: i64,
+    ) -> Result<(), Rule> {
+        let what = if writable { "rdwr" } else { "rdonly" };
+        let off = pointer.off.saturating_add(off);
+        if off < 0 {
+            return Err(Rule::BufferNegative { reg, what, off, size });
+        }
+        if pointer.var.value() != Some(0) {
+            return Err(Rule::BufferVariable { reg, what, off, var: pointer.var.bits.to_string() });
+        }
+        let reached = if writable { &self.buffers.value } else { &self.buffers.key };
+        reached.set(reached.get().max(off.saturating_add(size)));
+        Ok(())
     }
 
     fn reach_value(
@@ -171,7 +210,7 @@ impl Explorer<'_> {
             }
             self.check_alignment(insn, &pointer, off, size)?;
         }
-        self.note(at, allowed);
+        self.note(at, allowed && self.is_provable(value));
         Ok(allowed)
     }
 
@@ -249,8 +288,8 @@ impl Explorer<'_> {
             (Base::Value(map), Some(place)) if allowed => {
                 self.frozen(map, place, bytes, plain)?.unwrap_or(unknown)
             }
-            // What is found through an object of the kernel's may be one.
-            (Base::Object, _) if allowed && bytes == 8 => Value::to(Base::Object),
+            // The first field is the address of the output.
+            (Base::Meta, Some(0)) if allowed => Value::to(Base::Object),
             _ => unknown,
         })
     }
@@ -466,6 +505,18 @@ impl Explorer<'_> {
         state.set(Reg::R0, Value::range(Range::bytes(4)));
         Ok(())
     }
+}
+
+/// Whether bytes are in one of the fields of `struct bpf_iter_meta`, which are of 8 bytes each. The first one, a pointer, is read whole.
+///
+/// # Kernel
+/// `btf_struct_walk`
+fn reach_meta(pointer: &Pointer, off: i64, size: i64) -> Result<(), Rule> {
+    const SIZE: i64 = 24;
+    let place = pointer.place().and_then(|place| place.checked_add(off));
+    let Some(off) = place else { return Err(Rule::MetaVariable(pointer.var.bits.to_string())) };
+    let is_field = off >= 0 && off <= SIZE - size && off % 8 + size <= 8;
+    if is_field && (off >= 8 || size == 8) { Ok(()) } else { Err(Rule::MetaAccess { off, size }) }
 }
 
 /// Whether bytes are in an object of this size.

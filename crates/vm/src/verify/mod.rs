@@ -119,7 +119,20 @@ pub(crate) struct Verified {
     pub(crate) functions: Vec<usize>,
     /// Bytes of stack that functions use, by where they start; `None` if a store may hit any byte.
     pub(crate) stack: Option<HashMap<usize, i64>>,
+    pub(crate) iter_access: IterAccess,
     pub(crate) log: String,
+}
+
+/// How many bytes of the keys and values of a map a program needs that is called for its elements. Known in strict mode; otherwise
+/// accesses are checked when they happen.
+#[derive(Copy, Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct IterAccess {
+    /// # Kernel
+    /// `max_rdonly_access` of `struct bpf_prog_aux`
+    pub(crate) key: u32,
+    /// # Kernel
+    /// `max_rdwr_access` of `struct bpf_prog_aux`
+    pub(crate) value: u32,
 }
 
 impl Verified {
@@ -365,8 +378,8 @@ pub(crate) fn verify(insns: Vec<Insn>, env: &Environment<'_>) -> Result<Verified
         }
         explored => explored,
     };
-    let (Explored { facts, safety, reached, stack }, log) = explored?;
-    Ok(Verified { insns, facts, safety, reached, functions, stack, log })
+    let (Explored { facts, safety, reached, stack, iter_access }, log) = explored?;
+    Ok(Verified { insns, facts, safety, reached, functions, stack, iter_access, log })
 }
 
 /// What strict mode asks of a program as a whole.

@@ -169,6 +169,44 @@ pub enum Rule {
         /// What it holds.
         is: String,
     },
+    /// A key or value of an iterator's element, before its beginning.
+    #[error("R{reg} invalid {what} buffer access: off={off}, size={size}")]
+    BufferNegative {
+        /// The register.
+        reg: usize,
+        /// What programs may do with it.
+        what: &'static str,
+        /// Byte offset.
+        off: i64,
+        /// Bytes.
+        size: i64,
+    },
+    /// A key or value of an iterator's element, at a place that is not known.
+    #[error("R{reg} invalid variable buffer offset: off={off}, var_off={var}")]
+    BufferVariable {
+        /// The register.
+        reg: usize,
+        /// What programs may do with it.
+        what: &'static str,
+        /// The fixed part of the offset.
+        off: i64,
+        /// The offset's possible bits.
+        var: String,
+    },
+    /// An object of the kernel's that programs cannot write.
+    #[error("only read is supported")]
+    OnlyRead,
+    /// No field of what an iterator tells about itself, or a part of a pointer there.
+    #[error("access beyond struct bpf_iter_meta at off {off} size {size}")]
+    MetaAccess {
+        /// Byte offset.
+        off: i64,
+        /// Bytes.
+        size: i64,
+    },
+    /// What an iterator tells about itself, at a place that is not known.
+    #[error("R is ptr_bpf_iter_meta invalid variable offset: off=0, var_off={0}")]
+    MetaVariable(String),
     /// A context that was moved.
     #[error("dereference of modified ctx ptr R{reg} off={off} disallowed")]
     ModifiedCtx {

@@ -24,6 +24,8 @@ pub(super) enum Base {
     Buffer {
         writable: bool,
     },
+    /// What an element iterator tells its program about itself.
+    Meta,
     /// So many bytes that somebody handed to a global function.
     Memory(u32),
     /// Something of the host's that programs only hand on.
