@@ -5,7 +5,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_ulong, c_void};
+use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use bpfarray_syscall::BPFFS;
 
@@ -74,6 +76,16 @@ translated! {
     opendir, opendir, () path () -> *mut libc::DIR;
 }
 
+/// Opens the pin of a link, which is reading what its iterator says; `None` for other files.
+fn open_link(inside: &CStr, flags: c_int) -> Option<c_int> {
+    let path = Path::new(OsStr::from_bytes(inside.to_bytes()));
+    let opened = caught(|| kernel()?.open_pin(path, flags).transpose());
+    opened.map(|text| text.map(IntoRawFd::into_raw_fd)).unwrap_or_else(|errno| {
+        set_errno(errno.raw());
+        Some(-1)
+    })
+}
+
 /// Functions that open a path, which may also be the information on a descriptor.
 macro_rules! opened {
     ($($name:ident, $real:ident, ($($before:ident: $before_type:ty,)*);)*) => {
@@ -92,6 +104,9 @@ macro_rules! opened {
                 }
                 // SAFETY: a path is a string.
                 let inside = unsafe { translate(path) };
+                if let Some(fd) = inside.as_deref().and_then(|inside| open_link(inside, flags)) {
+                    return fd;
+                }
                 let path = inside.as_ref().map_or(path, |inside| inside.as_ptr());
                 // SAFETY: the caller's promise; the other path is a string, too.
                 unsafe { real::$real($($before,)* path, flags, mode) }

@@ -27,6 +27,8 @@ pub(crate) enum Object {
     Map(OpenMap),
     Btf(Arc<BtfObject>),
     Prog(Arc<ProgObject>),
+    /// A link, by its id. What it links may change.
+    Link(u32),
 }
 
 /// A map as one descriptor has it.
@@ -266,7 +268,7 @@ impl Files {
                 self.add_prog(prog);
                 self.kept_progs.insert(prog.id, Arc::clone(prog));
             }
-            Object::Btf(_) => {}
+            Object::Btf(_) | Object::Link(_) => {}
         }
     }
 
@@ -297,11 +299,17 @@ impl Files {
             (Kind::Prog, id) => {
                 self.prog(root, listing, id, &file).map(Object::Prog).map_err(NotOurs::Failed)
             }
+            (Kind::Link, id) => Ok(Object::Link(id)),
         }
     }
 
     /// The map with an id, which somebody refers to.
-    fn map(&mut self, root: &Root, listing: &Listing, id: u32) -> Result<Arc<MapObject>, Errno> {
+    pub(crate) fn map(
+        &mut self,
+        root: &Root,
+        listing: &Listing,
+        id: u32,
+    ) -> Result<Arc<MapObject>, Errno> {
         let known = self.maps.iter().filter_map(Weak::upgrade).find(|map| map.id == id);
         if let Some(object) = known {
             return Ok(object);
@@ -312,7 +320,7 @@ impl Files {
     }
 
     /// The program that a file says it is.
-    fn prog(
+    pub(crate) fn prog(
         &mut self,
         root: &Root,
         listing: &Listing,

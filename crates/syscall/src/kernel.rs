@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use bpfarray::Directory;
 use bpfarray_core::Errno;
+use bpfarray_core::map::HandleMode;
 
 use crate::attr::Attr;
 use crate::caller;
 use crate::command;
-use crate::file::{FdSet, Files, INTERNAL, Link, NotOurs, Object, OpenMap};
+use crate::file::{FdSet, Files, INTERNAL, Link, MapObject, NotOurs, Object, OpenMap};
+use crate::link::LinkFile;
 use crate::listing::Listing;
 use crate::prog::ProgObject;
-use crate::root::{Locked, Root};
+use crate::root::{Kind, Locked, Root, open_as};
 use crate::user::{UserAddr, UserMemory};
 
 /// Answers bpf(2) for this process. There should be one in a process: files that one opens, the other does not know.
@@ -130,7 +132,7 @@ impl Kernel {
     ) -> Result<R, Errno> {
         self.with_object(fd, |object| match object {
             Object::Map(map) => body(map),
-            Object::Btf(_) | Object::Prog(_) => Err(Errno::EINVAL),
+            Object::Btf(_) | Object::Prog(_) | Object::Link(_) => Err(Errno::EINVAL),
         })
     }
 
@@ -138,8 +140,33 @@ impl Kernel {
     pub(crate) fn prog(&self, fd: RawFd) -> Result<Arc<ProgObject>, Errno> {
         self.with_object(fd, |object| match object {
             Object::Prog(prog) => Ok(Arc::clone(prog)),
-            Object::Map(_) | Object::Btf(_) => Err(Errno::EINVAL),
+            Object::Map(_) | Object::Btf(_) | Object::Link(_) => Err(Errno::EINVAL),
         })
+    }
+
+    /// The id of the link behind a descriptor.
+    pub(crate) fn link(&self, fd: RawFd) -> Result<u32, Errno> {
+        self.with_object(fd, |object| match object {
+            Object::Link(id) => Ok(*id),
+            Object::Map(_) | Object::Btf(_) | Object::Prog(_) => Err(Errno::EINVAL),
+        })
+    }
+
+    /// What a link links, which the directory keeps as long as it is locked.
+    pub(crate) fn linked(
+        &self,
+        locked: &Locked<'_>,
+        link: u32,
+    ) -> Result<(Arc<ProgObject>, Arc<MapObject>), Errno> {
+        let LinkFile { prog_id, map_id, .. } = locked.root.link(link)?;
+        let prog = open_as(&self.root.object(Kind::Prog, prog_id), HandleMode::ReadOnly)?;
+        let mut files = self.files_mut();
+        let prog = files.prog(&self.root, &self.listing, prog_id, &prog)?;
+        if self.user.is_of_others() {
+            files.keep(&self.root, &Object::Prog(Arc::clone(&prog)));
+        }
+        let map = files.map(&self.root, &self.listing, map_id)?;
+        Ok((prog, map))
     }
 
     fn resolve(&self, fd: RawFd) -> Result<Object, NotOurs> {
@@ -189,7 +216,7 @@ impl Kernel {
             match object {
                 Object::Map(map) => files.add_map(&map.object),
                 Object::Prog(prog) => files.add_prog(prog),
-                Object::Btf(_) => {}
+                Object::Btf(_) | Object::Link(_) => {}
             }
             self.remember(&mut files, fd, object);
         }

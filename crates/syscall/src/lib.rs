@@ -26,6 +26,7 @@ mod caller;
 mod command;
 mod file;
 mod kernel;
+mod link;
 mod listing;
 mod map_fd;
 mod path;

@@ -15,7 +15,9 @@ use rustix::mm::{MapFlags, ProtFlags};
 use crate::caller;
 use crate::file::{Object, OpenMap};
 use crate::kernel::Kernel;
+use crate::link::{ITER_TARGET, LinkFile};
 use crate::prog::ProgObject;
+use crate::prog_file::ProgFile;
 use crate::root::{Kind, Root, errno, open_as, refer};
 
 impl Kernel {
@@ -98,7 +100,7 @@ impl Kernel {
     fn map_behind(&self, fd: RawFd) -> Option<OpenMap> {
         let map = |object: &Object| match object {
             Object::Map(map) => Ok(map.clone()),
-            Object::Btf(_) | Object::Prog(_) => Err(Errno::EBADF),
+            Object::Btf(_) | Object::Prog(_) | Object::Link(_) => Err(Errno::EBADF),
         };
         self.try_with_object(fd, |_| Errno::EBADF, map).ok()
     }
@@ -107,7 +109,7 @@ impl Kernel {
     /// for descriptors that are none of an object here.
     ///
     /// # Kernel
-    /// `bpf_map_show_fdinfo`, `bpf_prog_show_fdinfo`
+    /// `bpf_map_show_fdinfo`, `bpf_prog_show_fdinfo`, `bpf_link_show_fdinfo`
     pub fn fdinfo(&self, fd: RawFd) -> Option<String> {
         let show = |object: &Object| match object {
             Object::Map(map) => {
@@ -131,6 +133,7 @@ impl Kernel {
             }
             Object::Btf(btf) => Ok(format!("btf_id:\t{}\n", btf.id)),
             Object::Prog(prog) => prog_fdinfo(&self.root, prog),
+            Object::Link(id) => link_fdinfo(&self.root, *id),
         };
         self.with_object(fd, show).ok()
     }
@@ -160,7 +163,7 @@ fn prog_fdinfo(root: &Root, prog: &ProgObject) -> Result<String, Errno> {
     let program = prog.program()?;
     let memlock = (HEADER + program.xlated().len() * INSN_SIZE).next_multiple_of(PAGE);
     let (run_time_ns, run_cnt) = root.stats_of(prog.id);
-    let tag: String = prog.file.tag.iter().map(|byte| format!("{byte:02x}")).collect();
+    let tag = hex(&prog.file.tag);
     Ok(format!(
         "prog_type:\t{}\nprog_jited:\t{}\nprog_tag:\t{tag}\nmemlock:\t{memlock}\nprog_id:\t{}\n\
          run_time_ns:\t{run_time_ns}\nrun_cnt:\t{run_cnt}\nrecursion_misses:\t0\nverified_insns:\t{}\n",
@@ -168,5 +171,21 @@ fn prog_fdinfo(root: &Root, prog: &ProgObject) -> Result<String, Errno> {
         u8::from(program.jited().is_some()),
         prog.id,
         prog.file.verified_insns(),
+    ))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// # Kernel
+/// `bpf_link_show_fdinfo`, `bpf_iter_map_show_fdinfo`
+fn link_fdinfo(root: &Root, id: u32) -> Result<String, Errno> {
+    let LinkFile { prog_id, map_id } = root.link(id)?;
+    let prog = open_as(&root.object(Kind::Prog, prog_id), HandleMode::ReadOnly)?;
+    let prog = ProgFile::read(&prog).map_err(|error| errno(&error))?;
+    Ok(format!(
+        "link_type:\titer\nlink_id:\t{id}\nprog_tag:\t{}\nprog_id:\t{prog_id}\ntarget_name:\t{ITER_TARGET}\nmap_id:\t{map_id}\n",
+        hex(&prog.tag),
     ))
 }

@@ -16,6 +16,7 @@ const VERSION: u32 = 1;
 const HEADER_LEN: usize = 256;
 const RUN_TIME_NS: usize = 88;
 const RUN_CNT: usize = 96;
+const ATTACH_BTF_ID: usize = 104;
 const LICENSE: usize = 128;
 
 /// Bytes of a license, with its NUL.
@@ -108,6 +109,8 @@ pub(crate) struct ProgFile {
     pub(crate) license: Vec<u8>,
     /// The BTF that the records refer to, or 0.
     pub(crate) btf_id: u32,
+    /// What the program is for, in the BTF of the running kernel, or 0.
+    pub(crate) attach_btf_id: u32,
     /// Maps are referred to by their place in `maps`.
     pub(crate) insns: Vec<Insn>,
     pub(crate) func_info: Vec<FuncInfo>,
@@ -156,6 +159,7 @@ impl ProgFile {
         for (place, count) in counts.into_iter().enumerate() {
             put(68 + 4 * place, &(count as u32).to_le_bytes());
         }
+        put(ATTACH_BTF_ID, &self.attach_btf_id.to_le_bytes());
         put(LICENSE, &self.license[..self.license.len().min(LICENSE_LEN - 1)]);
         file.extend(self.insns.iter().flat_map(|insn| insn.encode()));
         file.extend(self.func_info.iter().flat_map(|info| info.encode()));
@@ -198,6 +202,7 @@ impl ProgFile {
             tag: *header[56..].first_chunk()?,
             license,
             btf_id: word(64)?,
+            attach_btf_id: word(ATTACH_BTF_ID)?,
             insns: records(&mut rest, word(68)?, Insn::decode)?,
             func_info: records(&mut rest, word(72)?, FuncInfo::decode)?,
             line_info: records(&mut rest, word(76)?, LineInfo::decode)?,
@@ -254,6 +259,7 @@ mod tests {
             tag: [1, 2, 3, 4, 5, 6, 7, 8],
             license: b"Dual MIT/GPL".to_vec(),
             btf_id: 9,
+            attach_btf_id: 64130,
             insns: vec![Insn::mov64_imm(Reg::R0, 2), Insn::exit()],
             func_info: vec![FuncInfo { insn_off: 0, type_id: 4 }],
             line_info: vec![LineInfo { insn_off: 1, file_name_off: 2, line_off: 3, line_col: 4 }],

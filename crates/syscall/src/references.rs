@@ -65,7 +65,7 @@ impl Locked<'_> {
         match kind {
             Kind::Map => Ok(self.maps_in_slots()?.contains(&id)),
             Kind::Prog => Ok(self.progs_in_slots()?.contains(&id)),
-            Kind::Btf => Ok(false),
+            Kind::Btf | Kind::Link => Ok(false),
         }
     }
 
@@ -124,15 +124,17 @@ impl Locked<'_> {
         Ok(found)
     }
 
-    /// Whether a descriptor, a mapping or a pin refers to a map. Programs are no users.
+    /// Whether a descriptor, a mapping, a pin or a link refers to a map. Programs are no users.
     fn has_user(&self, map: u32) -> Result<bool, Errno> {
         let path = self.root.object(Kind::Map, map);
         match State::of(&path)? {
             State::Gone | State::Alone => Ok(false),
             State::Open => Ok(true),
             State::Named(names) => {
-                let keeps = |prog: &u32| self.root.link_of_program(*prog, Kind::Map, map).exists();
-                let programs = self.list(Kind::Prog)?.iter().filter(|prog| keeps(prog)).count();
+                let keeps = |prog: &&u32| {
+                    self.root.name_kept_by((Kind::Prog, **prog), Kind::Map, map).exists()
+                };
+                let programs = self.list(Kind::Prog)?.iter().filter(keeps).count();
                 Ok(names > programs as u64 || is_open(&path)?)
             }
         }

@@ -4,8 +4,8 @@
 //! - a descriptor, or a mapping made from it, is an open file with a shared `flock`, which the kernel drops with the
 //!   last reference to the open file, also when its process is killed;
 //! - a pin is another hard link in `pin`;
-//! - a map refers to the BTF it was created with by a hard link beside it, a program to its maps and BTF by hard links in
-//!   a directory beside it.
+//! - a map refers to the BTF it was created with by a hard link beside it, a program to its maps and BTF, and a link of bpf(2) to its
+//!   program and map, by hard links in a directory beside it.
 //!
 //! A slot of an ARRAY_OF_MAPS that is there refers to the map whose id it holds, and one of a PROG_ARRAY that has a descriptor or a
 //! pin to the program: `references.rs` finds out.
@@ -40,6 +40,7 @@ pub(crate) enum Kind {
     Map,
     Btf,
     Prog,
+    Link,
 }
 
 impl Kind {
@@ -49,6 +50,7 @@ impl Kind {
             Self::Map => "bpf-map",
             Self::Btf => "btf",
             Self::Prog => "bpf-prog",
+            Self::Link => "bpf-link",
         }
     }
 
@@ -58,6 +60,7 @@ impl Kind {
             Self::Map => *b"\x8fBPFMAP\n",
             Self::Btf => *b"\x8fBPFBTF\n",
             Self::Prog => crate::prog_file::MAGIC,
+            Self::Link => crate::link::MAGIC,
         }
     }
 
@@ -65,7 +68,7 @@ impl Kind {
     const fn id_offset(self) -> u64 {
         match self {
             Self::Map => 56,
-            Self::Btf | Self::Prog => 12,
+            Self::Btf | Self::Prog | Self::Link => 12,
         }
     }
 
@@ -75,20 +78,12 @@ impl Kind {
             Self::Map => 0,
             Self::Btf => 8,
             Self::Prog => 16,
-        }
-    }
-
-    /// What can keep objects of the kind, besides descriptors and pins, in the order in which it is swept.
-    const fn keepers(self) -> &'static [Self] {
-        match self {
-            Self::Prog => &[],
-            Self::Map => &[Self::Prog],
-            Self::Btf => &[Self::Prog, Self::Map],
+            Self::Link => 24,
         }
     }
 
     /// Each before those that it keeps.
-    const ALL: [Self; 3] = [Self::Prog, Self::Map, Self::Btf];
+    const ALL: [Self; 4] = [Self::Link, Self::Prog, Self::Map, Self::Btf];
 }
 
 /// Why a root directory cannot be used.
@@ -158,8 +153,8 @@ pub(crate) struct Locked<'a> {
     pub(crate) root: &'a Root,
     ids: File,
     pub(crate) in_slots: InSlots,
-    /// Whether what keeps other objects has been looked through.
-    keepers_swept: Cell<bool>,
+    /// How many of [`Kind::ALL`], from the first one on, have been looked through.
+    swept: Cell<usize>,
     /// Only after the lock: a child that is forked meanwhile must not have the open file.
     _turn: MutexGuard<'a, ()>,
 }
@@ -232,14 +227,14 @@ impl Root {
         self.path.join(Kind::Map.directory()).join(format!("{id}.btf"))
     }
 
-    /// The directory of what a program keeps.
-    fn kept_by_program(&self, id: u32) -> PathBuf {
-        self.path.join(Kind::Prog.directory()).join(format!("{id}.keeps"))
+    /// The directory of what a program or a link keeps.
+    pub(crate) fn kept_by(&self, (keeper, id): (Kind, u32)) -> PathBuf {
+        self.path.join(keeper.directory()).join(format!("{id}.keeps"))
     }
 
-    /// The link by which a program keeps a map or a BTF object.
-    pub(crate) fn link_of_program(&self, prog: u32, kind: Kind, id: u32) -> PathBuf {
-        self.kept_by_program(prog).join(format!("{}-{id}", kind.directory()))
+    /// The hard link by which a program or a link keeps an object.
+    pub(crate) fn name_kept_by(&self, keeper: (Kind, u32), kind: Kind, id: u32) -> PathBuf {
+        self.kept_by(keeper).join(format!("{}-{id}", kind.directory()))
     }
 
     /// The file that is locked while statistics are wanted.
@@ -280,8 +275,8 @@ impl Root {
     pub(crate) fn lock<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Result<Locked<'a>, Errno> {
         let ids = open_or_create(&self.path.join("ids"))?;
         retry(|| flock(&ids, FlockOperation::LockExclusive))?;
-        let (in_slots, keepers_swept) = (InSlots::default(), Cell::new(false));
-        Ok(Locked { root: self, ids, in_slots, keepers_swept, _turn: turn })
+        let (in_slots, swept) = (InSlots::default(), Cell::new(0));
+        Ok(Locked { root: self, ids, in_slots, swept, _turn: turn })
     }
 
     /// Which object an open file is, by what it says itself and where it is listed.
@@ -344,17 +339,27 @@ impl Locked<'_> {
 
     /// Makes the file of a new program, which keeps its maps and its BTF.
     pub(crate) fn create_prog(&self, id: u32, file: &ProgFile) -> Result<(), Errno> {
-        self.create(Kind::Prog, id, &file.encode(id))?;
-        let keeps = self.root.kept_by_program(id);
-        make_directory(&keeps).map_err(|error| errno(&error))?;
-        file.maps.iter().try_for_each(|&map| self.keep(id, Kind::Map, map))?;
-        if file.btf_id == 0 { Ok(()) } else { self.keep(id, Kind::Btf, file.btf_id) }
+        let maps = file.maps.iter().map(|&map| (Kind::Map, map));
+        let btf = (file.btf_id != 0).then_some((Kind::Btf, file.btf_id));
+        self.create_keeper((Kind::Prog, id), &file.encode(id), maps.chain(btf))
     }
 
-    /// Lets a program keep a map or a BTF object.
-    fn keep(&self, prog: u32, kind: Kind, id: u32) -> Result<(), Errno> {
-        let link = self.root.link_of_program(prog, kind, id);
-        fs::hard_link(self.root.object(kind, id), link).map_err(|error| errno(&error))
+    /// Makes the file of a new object that keeps others.
+    pub(crate) fn create_keeper(
+        &self,
+        (kind, id): (Kind, u32),
+        content: &[u8],
+        mut kept: impl Iterator<Item = (Kind, u32)>,
+    ) -> Result<(), Errno> {
+        self.create(kind, id, content)?;
+        make_directory(&self.root.kept_by((kind, id))).map_err(|error| errno(&error))?;
+        kept.try_for_each(|(of, kept)| self.keep((kind, id), of, kept))
+    }
+
+    /// Lets a program or a link keep an object.
+    pub(crate) fn keep(&self, keeper: (Kind, u32), kind: Kind, id: u32) -> Result<(), Errno> {
+        let name = self.root.name_kept_by(keeper, kind, id);
+        fs::hard_link(self.root.object(kind, id), name).map_err(|error| errno(&error))
     }
 
     /// Lets a program keep one more map.
@@ -365,7 +370,7 @@ impl Locked<'_> {
         if ProgFile::read(&file).map_err(io)?.maps.contains(&map) {
             return Ok(());
         }
-        self.keep(prog, Kind::Map, map)?;
+        self.keep((Kind::Prog, prog), Kind::Map, map)?;
         file.write_all(&map.to_le_bytes()).map_err(io)
     }
 
@@ -435,12 +440,15 @@ impl Locked<'_> {
 
     /// Removes what nobody refers to.
     pub(crate) fn sweep(&self) -> Result<(), Errno> {
-        self.keepers_swept.set(true);
-        self.sweep_kinds(&Kind::ALL)
+        self.swept.set(0);
+        self.sweep_while(|_| true)
     }
 
-    fn sweep_kinds(&self, kinds: &[Kind]) -> Result<(), Errno> {
-        for &kind in kinds {
+    /// Goes on looking through [`Kind::ALL`], unless that has been done before.
+    fn sweep_while(&self, is_wanted: impl Fn(Kind) -> bool) -> Result<(), Errno> {
+        let next = || Kind::ALL.get(self.swept.get()).copied().filter(|&kind| is_wanted(kind));
+        while let Some(kind) = next() {
+            self.swept.set(self.swept.get() + 1);
             for id in self.list(kind)? {
                 self.is_alive(kind, id)?;
             }
@@ -462,22 +470,19 @@ impl Locked<'_> {
             State::Alone if self.is_in_slot(kind, id)? => return Ok(true),
             State::Alone => {}
         }
-        // A map without BTF has no such link; a program whose maker died may have no such directory.
+        // A map without BTF has no such link; what keeps others has no such directory if its maker died.
         let _ = match kind {
             Kind::Map => fs::remove_file(self.root.btf_of_map(id)),
-            Kind::Prog => fs::remove_dir_all(self.root.kept_by_program(id)),
+            Kind::Prog | Kind::Link => fs::remove_dir_all(self.root.kept_by((kind, id))),
             Kind::Btf => Ok(()),
         };
         fs::remove_file(&path).map_err(|error| errno(&error))?;
         Ok(false)
     }
 
-    /// Removes what keeps objects of a kind and is kept by nobody itself.
+    /// Removes what can keep objects of a kind, besides descriptors and pins, and is kept by nobody itself.
     pub(crate) fn sweep_keepers(&self, kind: Kind) -> Result<(), Errno> {
-        if kind.keepers().is_empty() || self.keepers_swept.replace(true) {
-            return Ok(());
-        }
-        self.sweep_kinds(kind.keepers())
+        self.sweep_while(|keeper| keeper != kind)
     }
 
     /// All ids of a kind, in order.

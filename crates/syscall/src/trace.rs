@@ -66,6 +66,7 @@ const PROG_LOAD: &[Field] = &[
     ("prog_name", 48, Show::Name),
     ("expected_attach_type", 68, Show::Number),
     ("prog_btf_fd", 72, Show::Number),
+    ("attach_btf_id", 108, Show::Number),
 ];
 const TEST_RUN: &[Field] = &[
     ("prog_fd", 0, Show::Number),
@@ -83,6 +84,21 @@ const TEST_RUN: &[Field] = &[
 ];
 const BIND_MAP: &[Field] =
     &[("prog_fd", 0, Show::Number), ("map_fd", 4, Show::Number), ("flags", 8, Show::Flags)];
+const LINK_CREATE: &[Field] = &[
+    ("prog_fd", 0, Show::Number),
+    ("target_fd", 4, Show::Number),
+    ("attach_type", 8, Show::Number),
+    ("flags", 12, Show::Flags),
+    ("iter_info", 16, Show::Pointer),
+    ("iter_info_len", 24, Show::Number),
+];
+const LINK_UPDATE: &[Field] = &[
+    ("link_fd", 0, Show::Number),
+    ("new_prog_fd", 4, Show::Number),
+    ("flags", 8, Show::Flags),
+    ("old_prog_fd", 12, Show::Number),
+];
+const LINK: &[Field] = &[("link_fd", 0, Show::Number), ("flags", 4, Show::Flags)];
 const ENABLE_STATS: &[Field] = &[("type", 0, Show::Number)];
 const OBJ: &[Field] = &[
     ("pathname", 0, Show::Path),
@@ -116,7 +132,10 @@ const fn fields(cmd: u32) -> &'static [Field] {
         18 => BTF,
         22 => ELEM.split_at(1).0,
         24..=27 => BATCH,
+        28 => LINK_CREATE,
+        29 => LINK_UPDATE,
         32 => ENABLE_STATS,
+        33 | 34 => LINK,
         35 => BIND_MAP,
         _ => &[],
     }

@@ -107,11 +107,10 @@ impl MapElemIter {
     /// The variants of [`IterError`] in their order.
     ///
     /// # Kernel
-    /// `bpf_iter_attach_map`, `bpf_iter_new_fd`
-    #[doc(alias = "bpf_iter_attach_map")]
+    /// `bpf_iter_new_fd`
     pub fn new(program: &Program, map: &MapRef) -> Result<Self, IterError> {
         static LAST_SESSION: AtomicU64 = AtomicU64::new(0);
-        let copy_len = Self::check(program, map)?;
+        let copy_len = Self::copy_len(program, map)?;
         let session = LAST_SESSION.fetch_add(1, Ordering::Relaxed);
         let context =
             Context::map_elem(map.addr(), session, copy_len).map_err(IterError::Memory)?;
@@ -126,9 +125,25 @@ impl MapElemIter {
         })
     }
 
-    /// Whether `program` can be called for the elements of `map`, as [`MapElemIter::new`] finds out. Gives how many bytes of copied
-    /// values it needs.
-    fn check(program: &Program, map: &MapRef) -> Result<usize, IterError> {
+    /// Whether `program` can be called for the elements of `map`: what [`MapElemIter::new`] asks first.
+    ///
+    /// # Errors
+    /// The variants of [`IterError`] in their order, but for [`IterError::Memory`].
+    ///
+    /// # Kernel
+    /// `bpf_iter_attach_map`
+    #[doc(alias = "bpf_iter_attach_map")]
+    pub fn check(program: &Program, map: &MapRef) -> Result<(), IterError> {
+        Self::copy_len(program, map).map(drop)
+    }
+
+    /// The element whose turn it is: so many were visited.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Bytes of the copy that is made of each value.
+    fn copy_len(program: &Program, map: &MapRef) -> Result<usize, IterError> {
         let attach_type = program.expected_attach_type();
         if (program.prog_type(), attach_type) != (ProgType::TRACING, AttachType::TRACE_ITER) {
             return Err(IterError::Program(program.name().to_owned()));

@@ -68,7 +68,7 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
         0 => None,
         _ => Some(kernel.with_object(attr.fd(BTF_FD), |object| match object {
             Object::Btf(btf) => Ok(btf.clone()),
-            Object::Map(_) | Object::Prog(_) => Err(Errno::EINVAL),
+            Object::Map(_) | Object::Prog(_) | Object::Link(_) => Err(Errno::EINVAL),
         })?),
     };
     let bytes = match &btf {

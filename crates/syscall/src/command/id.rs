@@ -14,6 +14,7 @@ const END_OF_NEXT_ID: usize = 8;
 const ID: usize = 0;
 const OPEN_FLAGS: usize = 8;
 const END_OF_PROG_FD: usize = 4;
+const END_OF_LINK_FD: usize = 4;
 const END_OF_MAP_FD: usize = 12;
 const END_OF_BTF_FD: usize = 16;
 
@@ -29,21 +30,18 @@ pub(super) fn next_prog(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
     next(kernel, attr, Kind::Prog)
 }
 
-/// The next id among links, of which there are none.
-pub(super) fn next_of_none(attr: &Attr) -> Result<(), Errno> {
-    start(attr).and(Err(Errno::ENOENT))
-}
-
-fn start(attr: &Attr) -> Result<u32, Errno> {
-    attr.ends_at(END_OF_NEXT_ID)?;
-    let start = attr.u32(START_ID);
-    if start < i32::MAX.cast_unsigned() { Ok(start) } else { Err(Errno::EINVAL) }
+pub(super) fn next_link(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
+    next(kernel, attr, Kind::Link)
 }
 
 /// # Kernel
 /// `bpf_obj_get_next_id`
 fn next(kernel: &Kernel, attr: &Attr, kind: Kind) -> Result<(), Errno> {
-    let start = start(attr)?;
+    attr.ends_at(END_OF_NEXT_ID)?;
+    let start = attr.u32(START_ID);
+    if start >= i32::MAX.cast_unsigned() {
+        return Err(Errno::EINVAL);
+    }
     let next = kernel.lock()?.next(kind, start)?.ok_or(Errno::ENOENT)?;
     attr.put_u32(&kernel.user, NEXT_ID, next)
 }
@@ -72,6 +70,14 @@ pub(super) fn map_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
 pub(super) fn prog_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     attr.ends_at(END_OF_PROG_FD)?;
     let file = kernel.lock()?.open(Kind::Prog, attr.u32(ID), HandleMode::ReadWrite)?;
+    Ok(kernel.install(file, None))
+}
+
+/// # Kernel
+/// `bpf_link_get_fd_by_id`
+pub(super) fn link_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
+    attr.ends_at(END_OF_LINK_FD)?;
+    let file = kernel.lock()?.open(Kind::Link, attr.u32(ID), HandleMode::ReadOnly)?;
     Ok(kernel.install(file, None))
 }
 

@@ -2,6 +2,7 @@
 
 use bpfarray_core::Errno;
 
+use super::link::link_info;
 use super::prog::prog_info;
 use crate::attr::{Attr, check_tail};
 use crate::file::{BtfObject, NotOurs, Object, OpenMap};
@@ -28,6 +29,7 @@ pub(super) fn by_fd(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
         Object::Map(map) => map_info(kernel, attr, map),
         Object::Btf(btf) => btf_info(kernel, attr, btf),
         Object::Prog(prog) => prog_info(kernel, attr, prog),
+        Object::Link(id) => link_info(kernel, attr, *id),
     })
 }
 

@@ -6,6 +6,8 @@ mod create;
 mod elem;
 mod id;
 mod info;
+mod iter;
+mod link;
 mod log;
 mod object;
 mod pin;
@@ -30,11 +32,6 @@ macro_rules! commands {
                 16 => Some("PROG_QUERY"),
                 17 => Some("RAW_TRACEPOINT_OPEN"),
                 20 => Some("TASK_FD_QUERY"),
-                28 => Some("LINK_CREATE"),
-                29 => Some("LINK_UPDATE"),
-                30 => Some("LINK_GET_FD_BY_ID"),
-                33 => Some("ITER_CREATE"),
-                34 => Some("LINK_DETACH"),
                 36 => Some("TOKEN_CREATE"),
                 37 => Some("PROG_STREAM_READ_BY_FD"),
                 _ => None,
@@ -67,8 +64,13 @@ commands! {
     25 MAP_LOOKUP_AND_DELETE_BATCH,
     26 MAP_UPDATE_BATCH,
     27 MAP_DELETE_BATCH,
+    28 LINK_CREATE,
+    29 LINK_UPDATE,
+    30 LINK_GET_FD_BY_ID,
     31 LINK_GET_NEXT_ID,
     32 ENABLE_STATS,
+    33 ITER_CREATE,
+    34 LINK_DETACH,
     35 PROG_BIND_MAP,
 }
 
@@ -109,8 +111,13 @@ pub(crate) fn dispatch(kernel: &Kernel, cmd: u32, attr: &Attr) -> Result<i32, Er
         PROG_GET_NEXT_ID => done(id::next_prog(kernel, attr)),
         PROG_GET_FD_BY_ID => id::prog_fd(kernel, attr),
         ENABLE_STATS => prog::enable_stats(kernel, attr),
-        LINK_GET_NEXT_ID => done(id::next_of_none(attr)),
-        // What attaches programs, and what no kernel knows.
+        LINK_CREATE => link::create(kernel, attr),
+        LINK_UPDATE => done(link::update(kernel, attr)),
+        LINK_DETACH => done(link::detach(kernel, attr)),
+        LINK_GET_NEXT_ID => done(id::next_link(kernel, attr)),
+        LINK_GET_FD_BY_ID => id::link_fd(kernel, attr),
+        ITER_CREATE => iter::create(kernel, attr),
+        // What attaches programs to other things, and what no kernel knows.
         _ => Err(Errno::EINVAL),
     }
 }

@@ -114,7 +114,9 @@ fn object_for(
     match layout.kind() {
         Kind::ArrayOfMaps => kernel.with_object(fd, |object| match object {
             file::Object::Map(map) => Ok(Object::Map(map.handle.to_ref())),
-            file::Object::Btf(_) | file::Object::Prog(_) => Err(Errno::EINVAL),
+            file::Object::Btf(_) | file::Object::Prog(_) | file::Object::Link(_) => {
+                Err(Errno::EINVAL)
+            }
         }),
         Kind::CgroupArray => {
             // What cannot be opened is not open.

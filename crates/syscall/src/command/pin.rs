@@ -42,7 +42,7 @@ pub(super) fn pin(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
         fd,
         |_| Errno::EINVAL,
         |object| match object {
-            Object::Map(_) | Object::Prog(_) => Ok(()),
+            Object::Map(_) | Object::Prog(_) | Object::Link(_) => Ok(()),
             Object::Btf(_) => Err(Errno::EINVAL),
         },
     )?;
@@ -89,6 +89,8 @@ pub(super) fn get(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     let mode = match kind {
         Kind::Map => mode,
         Kind::Prog => HandleMode::ReadWrite,
+        Kind::Link if mode != HandleMode::ReadWrite => return Err(Errno::EINVAL),
+        Kind::Link => HandleMode::ReadOnly,
         Kind::Btf => return Err(Errno::EACCES),
     };
     let file = locked.open(kind, id, mode)?;

@@ -53,10 +53,17 @@ fn with_path(kernel: &Kernel, call: &PathCall, arguments: &[u64; 6]) -> Found {
     if call.opens && path.starts_with(b"/proc/") {
         let text = fdinfo(kernel, std::str::from_utf8(&path).ok()?)?;
         return Some(
-            file_of(&text).map(|file| Done::File(file.into(), call.close_on_exec(arguments))),
+            file_of(&text)
+                .map(|file| Done::File(file.into(), call.flags(arguments) & libc::O_CLOEXEC)),
         );
     }
     let inside = inside(kernel, &path)?;
+    if call.opens {
+        let flags = call.flags(arguments);
+        if let Some(text) = kernel.open_pin(&inside, flags) {
+            return Some(text.map(|text| Done::File(text, flags & libc::O_CLOEXEC)));
+        }
+    }
     Some(caller::still_waits().and_then(|()| call.make(arguments, inside)))
 }
 

@@ -99,10 +99,9 @@ impl PathCall {
         arguments.get(self.path).copied().unwrap_or(0)
     }
 
-    /// The flags for a descriptor of the caller.
-    pub(super) fn close_on_exec(&self, arguments: &[u64; 6]) -> c_int {
-        let flags = arguments.get(self.path + 1).copied().unwrap_or(0);
-        flags as c_int & libc::O_CLOEXEC
+    /// The flags with which a file is opened. Those of the descriptor are `O_CLOEXEC`.
+    pub(super) fn flags(&self, arguments: &[u64; 6]) -> c_int {
+        arguments.get(self.path + 1).copied().unwrap_or(0) as c_int
     }
 
     /// Makes the call, with another path.
@@ -128,7 +127,7 @@ impl PathCall {
             let fd = c_int::try_from(result).map_err(|_| Errno::EBADF)?;
             // SAFETY: the call has just made it, and nobody else knows of it.
             let file = unsafe { OwnedFd::from_raw_fd(fd) };
-            return Ok(Done::File(file, self.close_on_exec(arguments)));
+            return Ok(Done::File(file, self.flags(arguments) & libc::O_CLOEXEC));
         }
         let Some((argument, _)) = self.out else { return Ok(Done::Value(result)) };
         if self.number == libc::SYS_statfs {

@@ -81,8 +81,9 @@ pub(in super::super) fn prog_info(
     let start = (jited.as_ptr().addr() as u64).to_ne_bytes();
     told.records(NR_JITED_KSYMS, JITED_KSYMS, 8, &start)?;
     told.records(NR_JITED_FUNC_LENS, JITED_FUNC_LENS, 4, &(jited.len() as u32).to_ne_bytes())?;
-    // Nothing is attached by BTF.
-    told.info.put(220, &[0; 8]);
+    // The kernel's BTF is none of the objects here.
+    told.info.put_u32(220, 0);
+    told.info.put_u32(224, file.attach_btf_id);
     let places = Places::of(program, xlated.len() / INSN_SIZE);
     let functions = places.moved(&file.func_info, |info| &mut info.insn_off);
     let functions: Vec<u8> = functions.into_iter().flat_map(FuncInfo::encode).collect();

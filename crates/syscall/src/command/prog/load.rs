@@ -12,6 +12,7 @@ use bpfarray_vm::{LogLevel, ProgType, Program, ProgramError, prog_tag};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::super::log::Log;
+use super::attach;
 use super::maps::{Refused, UsedMaps};
 use super::records::{self, FUNC_INFO, LINE_INFO};
 use crate::attr::{ATTR_SIZE, Attr};
@@ -58,10 +59,11 @@ pub(in super::super) fn load(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno>
     }
     let prog_type = ProgType(attr.u32(PROG_TYPE));
     let attach_type = attach_type(prog_type, AttachType(attr.u32(EXPECTED_ATTACH_TYPE)))?;
-    // There is no BTF of a kernel, and nothing to extend.
-    if attr.u32(ATTACH_PROG_FD) != 0 || attr.u32(ATTACH_BTF_ID) != 0 {
+    // There is nothing to extend, and no module with BTF of its own.
+    if attr.u32(ATTACH_PROG_FD) != 0 {
         return Err(Errno::EINVAL);
     }
+    attach::check_id(prog_type, attr.u32(ATTACH_BTF_ID))?;
     let mut bytes = vec![0; count as usize * INSN_SIZE];
     kernel.user.read(attr.pointer(INSNS), &mut bytes)?;
     let insns: Vec<_> = bytes.as_chunks().0.iter().map(|insn| Insn::decode(*insn)).collect();
@@ -81,6 +83,7 @@ pub(in super::super) fn load(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno>
         tag: prog_tag(&insns),
         license,
         btf_id: 0,
+        attach_btf_id: attr.u32(ATTACH_BTF_ID),
         insns,
         func_info: Vec::new(),
         line_info: Vec::new(),
@@ -128,7 +131,7 @@ fn check(
     if FUNC_INFO.count(attr) != 0 || LINE_INFO.count(attr) != 0 {
         let found = kernel.with_object(attr.fd(PROG_BTF_FD), |object| match object {
             Object::Btf(btf) => Ok(Arc::clone(btf)),
-            Object::Map(_) | Object::Prog(_) => Err(Errno::EINVAL),
+            Object::Map(_) | Object::Prog(_) | Object::Link(_) => Err(Errno::EINVAL),
         });
         let found = found.map_err(|errno| (errno, String::new()))?;
         let types = Btf::parse(&found.bytes).map_err(|_| (Errno::EINVAL, String::new()))?;
@@ -168,7 +171,7 @@ fn check_kind(file: &ProgFile) -> Result<(), Refused> {
     let why = match ProgType(file.prog_type) {
         ProgType::SYSCALL if is_sleepable => return Ok(()),
         ProgType::SYSCALL => "Syscall programs can only be sleepable",
-        ProgType::TRACING | ProgType::LSM | ProgType::EXT => "Tracing programs must provide btf_id",
+        ProgType::TRACING | ProgType::LSM | ProgType::EXT => return attach::check(file),
         ProgType::STRUCT_OPS => "struct_ops programs need a kernel's BTF",
         ProgType::KPROBE => return Ok(()),
         _ if is_sleepable => {

@@ -44,7 +44,7 @@ impl<'a> UsedMaps<'a> {
             let map = kernel.with_object(fd, |object| match object {
                 Object::Map(map) => Ok(Some(Arc::clone(&map.object))),
                 Object::Btf(_) => Ok(None),
-                Object::Prog(_) => Err(Errno::EINVAL),
+                Object::Prog(_) | Object::Link(_) => Err(Errno::EINVAL),
             });
             let map = map.map_err(|errno| {
                 (errno, format!("fd {fd} is not pointing to valid bpf_map or btf"))
@@ -126,7 +126,7 @@ impl<'a> UsedMaps<'a> {
     fn map(&self, fd: i32) -> Result<Arc<MapObject>, Refused> {
         let map = self.kernel.try_with_object(fd, NotOurs::errno, |object| match object {
             Object::Map(map) => Ok(Arc::clone(&map.object)),
-            Object::Btf(_) | Object::Prog(_) => Err(Errno::EINVAL),
+            Object::Btf(_) | Object::Prog(_) | Object::Link(_) => Err(Errno::EINVAL),
         });
         map.map_err(|errno| (errno, format!("fd {fd} is not pointing to valid bpf_map")))
     }

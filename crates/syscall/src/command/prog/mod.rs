@@ -1,5 +1,6 @@
 //! Programs: loading, running, binding maps.
 
+mod attach;
 mod info;
 mod load;
 mod maps;
@@ -10,7 +11,7 @@ use bpfarray_core::Errno;
 
 pub(super) use info::prog_info;
 pub(super) use load::load;
-pub(super) use run::test_run;
+pub(super) use run::{count_runs, look_at_slots, test_run};
 
 use crate::attr::Attr;
 use crate::file::Object;

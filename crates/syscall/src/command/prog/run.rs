@@ -59,6 +59,7 @@ pub(in super::super) fn test_run(kernel: &Kernel, attr: &Attr) -> Result<(), Err
         ProgType::SOCKET_FILTER | ProgType::SCHED_CLS | ProgType::SCHED_ACT => run.skb(),
         ProgType::RAW_TRACEPOINT => run.raw_tracepoint(),
         ProgType::SYSCALL => run.syscall(),
+        ProgType::TRACING => run.tracing(),
         _ => Err(Errno::ENOTSUPP),
     }
 }
@@ -151,42 +152,16 @@ impl TestRun<'_> {
     /// `bpf_test_run`
     fn run(&self, context: &mut Context, times: u32) -> Result<(u32, u32), Errno> {
         let program = self.prog.program()?;
-        self.look_at_slots(program)?;
+        look_at_slots(self.kernel, program)?;
         let start = Instant::now();
         let mut retval = 0;
         for _ in 0..times {
             retval = run_once(program, context)?;
         }
         let took = start.elapsed();
-        self.count(took, times)?;
+        count_runs(self.kernel, self.prog, took, times)?;
         let each = took.as_nanos() / u128::from(times);
         Ok((retval, u32::try_from(each).unwrap_or(u32::MAX)))
-    }
-
-    /// Makes programs leave the slots of maps that nobody uses any more, and finds what is in those of the others. Each run
-    /// looks again, but then nothing has to be loaded while others wait for the program to end.
-    fn look_at_slots(&self, program: &Program) -> Result<(), Errno> {
-        let is_shared = |map: &&MapRef| map.has_shared_slots();
-        if !program.maps().iter().any(|map| is_shared(&map)) {
-            return Ok(());
-        }
-        let locked = self.kernel.lock()?;
-        for map in program.maps().iter().filter(is_shared) {
-            if let Some(id) = map.listed_id() {
-                locked.empty_if_unused(id)?;
-            }
-            map.refresh_slots().map_err(|error| errno(&error))?;
-        }
-        Ok(())
-    }
-
-    /// Keeps statistics, if somebody wants them.
-    fn count(&self, took: Duration, times: u32) -> Result<(), Errno> {
-        if !self.kernel.root.is_stats_enabled() {
-            return Ok(());
-        }
-        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.kernel.lock()?.add_stats(self.prog.id, nanoseconds, times.into())
     }
 
     /// Hands back the packet, whose last `in_frags` bytes are not in one piece with the others.
@@ -239,6 +214,15 @@ impl TestRun<'_> {
         result.and(copied)
     }
 
+    /// Iterators have no run without the elements of a map, which the kernel says with this number.
+    ///
+    /// # Kernel
+    /// `bpf_prog_test_run_tracing`
+    fn tracing(&self) -> Result<(), Errno> {
+        let is_any_set = self.is_any_set(&[FLAGS, CPU, BATCH_SIZE]);
+        Err(if is_any_set { Errno::EINVAL } else { Errno::EFAULT })
+    }
+
     /// Whether the caller uses a field that there is not for programs without a packet.
     fn is_any_of_packets_set(&self) -> bool {
         let is_given = |at| !self.attr.pointer(at).is_null();
@@ -289,6 +273,37 @@ impl TestRun<'_> {
         self.attr.put_u32(&self.kernel.user, RETVAL, retval)?;
         self.kernel.user.write(self.attr.pointer(CTX_IN), &context.ctx_out())
     }
+}
+
+/// Makes programs leave the slots of maps that nobody uses any more, and finds what is in those of the others. Each run
+/// looks again, but then nothing has to be loaded while others wait for the program to end.
+pub(in super::super) fn look_at_slots(kernel: &Kernel, program: &Program) -> Result<(), Errno> {
+    let is_shared = |map: &&MapRef| map.has_shared_slots();
+    if !program.maps().iter().any(|map| is_shared(&map)) {
+        return Ok(());
+    }
+    let locked = kernel.lock()?;
+    for map in program.maps().iter().filter(is_shared) {
+        if let Some(id) = map.listed_id() {
+            locked.empty_if_unused(id)?;
+        }
+        map.refresh_slots().map_err(|error| errno(&error))?;
+    }
+    Ok(())
+}
+
+/// Keeps statistics, if somebody wants them.
+pub(in super::super) fn count_runs(
+    kernel: &Kernel,
+    prog: &ProgObject,
+    took: Duration,
+    times: u32,
+) -> Result<(), Errno> {
+    if !kernel.root.is_stats_enabled() {
+        return Ok(());
+    }
+    let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    kernel.lock()?.add_stats(prog.id, nanoseconds, times.into())
 }
 
 /// A program that does what it may not is stopped, and the caller told that an address was wrong.
