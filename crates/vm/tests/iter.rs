@@ -249,6 +249,8 @@ fn strict_mode_says_of_iterators_what_linux_says() {
         assert!(strict(META, &[fetch(size::DW, field)], Engine::Interp).is_ok());
     }
     assert!(refused(32, &[]).starts_with("13 "), "there is no fifth argument");
+    let half = [Insn::ldx_mem(size::W, Reg::R2, Reg::R1, KEY)];
+    assert!(refused(KEY, &half).starts_with("13 "), "fields are read whole");
     // The kernel has a structure there.
     assert_eq!(refused(MAP, &[fetch(size::W, 0)]), "13 R2 invalid mem access 'ptr_'");
 }

@@ -5,7 +5,7 @@ use super::*;
 
 /// What a command prints with the live kernel, in a mount namespace with a bpffs that nobody else sees; `None` where programs cannot
 /// be loaded.
-fn with_the_kernel(command: &str) -> Option<String> {
+pub(super) fn with_the_kernel(command: &str) -> Option<String> {
     let script = format!("mount -t bpf bpf /sys/fs/bpf && exec {command}");
     let mut kernel = Command::new("unshare");
     kernel.args(["-m", "sh", "-c", &script]).current_dir(root());
@@ -18,8 +18,13 @@ fn with_the_kernel(command: &str) -> Option<String> {
 
 /// What a command prints here.
 fn here(name: &str, command: &str) -> String {
+    here_with(name, &["--"], command)
+}
+
+/// What a command prints under `bpfarray exec` with these options.
+pub(super) fn here_with(name: &str, options: &[&str], command: &str) -> String {
     let path = objects(name);
-    let words: Vec<_> = std::iter::once("--").chain(command.split_whitespace()).collect();
+    let words: Vec<_> = options.iter().copied().chain(command.split_whitespace()).collect();
     let output = exec(&path, &words).output().unwrap();
     let (found, errors) = text(&output);
     assert!(output.status.success() && errors.is_empty(), "{found}{errors}");

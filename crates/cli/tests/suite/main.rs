@@ -4,6 +4,7 @@
 mod bad_input;
 mod bpftool;
 mod exec;
+mod exec_links;
 mod exec_programs;
 mod mutation;
 mod run;

@@ -17,7 +17,7 @@ fn supervised(objects: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Whether the kernel lets calls be answered here. Some containers don't.
-fn is_possible() -> bool {
+pub(super) fn is_possible() -> bool {
     let path = objects("possible");
     let output = supervised(&path, &["true"]).output().unwrap();
     let _ = std::fs::remove_dir_all(path);
@@ -28,7 +28,7 @@ fn is_possible() -> bool {
 }
 
 /// A program of the sources beside these tests, compiled.
-fn compiled(name: &str, flags: &[&str]) -> Option<String> {
+pub(super) fn compiled(name: &str, flags: &[&str]) -> Option<String> {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("program_{name}"));
     let built = Command::new("cc")
         .args(["-O1", "-o"])

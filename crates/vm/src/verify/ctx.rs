@@ -43,7 +43,7 @@ impl Explorer<'_> {
             .and_then(|off| {
                 convert_ctx_access(self.env.prog_type, off, bytes as usize, access.write)
             })
-            .filter(|_| !self.env.strict || self.has_field(offset))
+            .filter(|_| !self.env.strict || self.has_field(offset, bytes))
             .filter(possible)
             .map(Fact::Ctx)
             .ok_or(Kind::CtxAccess { offset, size: bytes })?;
@@ -58,7 +58,7 @@ impl Explorer<'_> {
     }
 
     /// Whether programs that are attached like this one have a field of the context.
-    fn has_field(&self, offset: i16) -> bool {
+    fn has_field(&self, offset: i16, bytes: u32) -> bool {
         const EGRESS_IFINDEX: i16 = 20;
         /// `struct bpf_iter__bpf_map_elem`
         const ITER_SIZE: i16 = 32;
@@ -66,7 +66,7 @@ impl Explorer<'_> {
             (ProgType::XDP, attach_type) => {
                 offset != EGRESS_IFINDEX || attach_type == AttachType::XDP_DEVMAP
             }
-            (ProgType::TRACING, AttachType::TRACE_ITER) => offset < ITER_SIZE,
+            (ProgType::TRACING, AttachType::TRACE_ITER) => offset < ITER_SIZE && bytes == 8,
             _ => true,
         }
     }
