@@ -81,6 +81,23 @@ pub struct Btf {
     strings: String,
 }
 
+/// The words of the type section, and the strings.
+fn sections(data: &[u8]) -> Result<(Vec<u32>, &str), BtfError> {
+    let header = Header::parse(data)?;
+    let types = header.section(data, "type", header.type_off, header.type_len)?;
+    let strings = header.section(data, "string", header.str_off, header.str_len)?;
+    let (types, rest) = types.as_chunks();
+    if !rest.is_empty() {
+        let (offset, len) = (header.type_off, header.type_len);
+        return Err(BtfError::BadSection { section: "type", offset, len });
+    }
+    let strings = core::str::from_utf8(strings).map_err(|_| BtfError::BadStrings)?;
+    if !strings.starts_with('\0') || !strings.ends_with('\0') {
+        return Err(BtfError::BadStrings);
+    }
+    Ok((types.iter().map(|word| u32::from_le_bytes(*word)).collect(), strings))
+}
+
 impl core::fmt::Debug for Btf {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Btf")
@@ -103,19 +120,7 @@ impl Btf {
     /// `btf_parse`
     #[doc(alias = "btf_parse")]
     pub fn parse(data: &[u8]) -> Result<Self, BtfError> {
-        let header = Header::parse(data)?;
-        let types = header.section(data, "type", header.type_off, header.type_len)?;
-        let strings = header.section(data, "string", header.str_off, header.str_len)?;
-        let (types, rest) = types.as_chunks();
-        if !rest.is_empty() {
-            let (offset, len) = (header.type_off, header.type_len);
-            return Err(BtfError::BadSection { section: "type", offset, len });
-        }
-        let strings = core::str::from_utf8(strings).map_err(|_| BtfError::BadStrings)?;
-        if !strings.starts_with('\0') || !strings.ends_with('\0') {
-            return Err(BtfError::BadStrings);
-        }
-        let words = types.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let (words, strings) = sections(data)?;
         let mut btf = Self { words, starts: Vec::new(), strings: strings.into() };
         let mut at = 0;
         while at < btf.words.len() {
@@ -126,6 +131,31 @@ impl Btf {
         }
         btf.check()?;
         Ok(btf)
+    }
+
+    /// The id of the first type with this name and kind in bytes as for [`Btf::parse`], for who wants nothing else to know: a kernel's
+    /// types are many, and what they say of each other is not looked at.
+    ///
+    /// # Errors
+    /// Those of [`Btf::parse`] for the header, the sections, the strings, and the length of types before it.
+    pub fn find_in(data: &[u8], name: &str, kind: Kind) -> Result<Option<u32>, BtfError> {
+        let (words, strings) = sections(data)?;
+        let is_its_name = |offset: u32| {
+            let rest = strings.as_bytes().get(offset as usize..).unwrap_or_default();
+            rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(&[0]))
+        };
+        let mut rest = &words[..];
+        for id in 1.. {
+            if rest.is_empty() {
+                break;
+            }
+            let record = Record::read(rest).map_err(|defect| defect.of(id))?;
+            if record.kind() == kind && is_its_name(record.name) {
+                return Ok(Some(id));
+            }
+            rest = rest.get(record.words()..).unwrap_or_default();
+        }
+        Ok(None)
     }
 
     /// The bytes [`Btf::parse`] makes the same types of.

@@ -40,6 +40,10 @@ impl<'a> Record<'a> {
         Ok(Self { name, kind, vlen, kind_flag: info >> 31 != 0, size_or_type, tail })
     }
 
+    pub(super) const fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Words it takes.
     pub(super) const fn words(&self) -> usize {
         COMMON + self.tail.len()

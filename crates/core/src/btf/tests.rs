@@ -359,6 +359,13 @@ fn the_running_kernels_types_parse() {
     assert_eq!(btf.to_bytes(), bytes);
     let attr = btf.find_by_name("bpf_attr", Kind::Union).unwrap();
     assert!(btf.size_of(attr).unwrap() >= 144);
+    let start = Instant::now();
+    for (name, kind) in
+        [("bpf_attr", Kind::Union), ("bpf_iter_task", Kind::Func), ("none", Kind::Func)]
+    {
+        assert_eq!(Btf::find_in(&bytes, name, kind), Ok(btf.find_by_name(name, kind)));
+    }
+    println!("3 names found without parsing in {:?}", start.elapsed());
     let ids = btf.find_by_name("bpf_func_id", Kind::Enum).unwrap();
     let Def::Enum(ids) = btf.get(ids).unwrap().def else { panic!() };
     for value in ids.values().filter(|value| value.name.starts_with("BPF_FUNC_")) {

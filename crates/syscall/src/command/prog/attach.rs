@@ -56,7 +56,7 @@ pub(super) fn check(file: &ProgFile) -> Result<(), Refused> {
 fn iter_id() -> Option<u32> {
     static ID: OnceLock<Option<u32>> = OnceLock::new();
     *ID.get_or_init(|| {
-        let btf = Btf::parse(&fs::read(VMLINUX).ok()?).ok()?;
-        btf.find_by_name(&format!("bpf_iter_{ITER_TARGET}"), Kind::Func)
+        let name = format!("bpf_iter_{ITER_TARGET}");
+        Btf::find_in(&fs::read(VMLINUX).ok()?, &name, Kind::Func).ok()?
     })
 }
