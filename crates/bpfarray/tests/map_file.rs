@@ -49,6 +49,22 @@ fn a_file_is_opened_as_the_map_that_was_created() {
 }
 
 #[test]
+fn a_file_says_which_program_an_exclusive_map_is_for() {
+    let dir = TempDir::new();
+    let path = dir.join("exclusive");
+    let attr = MapAttr { excl_prog_hash: Some([7; 32]), ..attr(MapType::ARRAY, 8, 2) };
+    let created = Map::create_file(&path, &attr).unwrap();
+    let judge = |map: &Map| [[7; 32], [8; 32]].map(|hash| map.may_be_used_by(&hash));
+    assert_eq!(judge(&created), [true, false]);
+    drop(created);
+    assert_eq!(judge(&Map::open_file(&path, HandleMode::ReadWrite).unwrap()), [true, false]);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[8; 32], 192).unwrap();
+    let error = Map::open_file(&path, HandleMode::ReadWrite).unwrap_err();
+    assert!(error.to_string().contains("checksum"), "{error}");
+}
+
+#[test]
 fn values_lie_in_the_file_where_the_format_says() {
     let dir = TempDir::new();
     let path = dir.join("array");

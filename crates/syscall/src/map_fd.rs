@@ -163,7 +163,7 @@ fn prog_fdinfo(root: &Root, prog: &ProgObject) -> Result<String, Errno> {
     let program = prog.program()?;
     let memlock = (HEADER + program.xlated().len() * INSN_SIZE).next_multiple_of(PAGE);
     let (run_time_ns, run_cnt) = root.stats_of(prog.id);
-    let tag = hex(&prog.file.tag);
+    let tag = hex(&prog.file.tag());
     Ok(format!(
         "prog_type:\t{}\nprog_jited:\t{}\nprog_tag:\t{tag}\nmemlock:\t{memlock}\nprog_id:\t{}\n\
          run_time_ns:\t{run_time_ns}\nrun_cnt:\t{run_cnt}\nrecursion_misses:\t0\nverified_insns:\t{}\n",
@@ -186,6 +186,6 @@ fn link_fdinfo(root: &Root, id: u32) -> Result<String, Errno> {
     let prog = ProgFile::read(&prog).map_err(|error| errno(&error))?;
     Ok(format!(
         "link_type:\titer\nlink_id:\t{id}\nprog_tag:\t{}\nprog_id:\t{prog_id}\ntarget_name:\t{ITER_TARGET}\nmap_id:\t{map_id}\n",
-        hex(&prog.tag),
+        hex(&prog.tag()),
     ))
 }

@@ -99,6 +99,7 @@ pub(crate) fn build(
         xdp_has_frags: file.prog_flags & F_XDP_HAS_FRAGS != 0,
         gpl_compatible: file.is_gpl_compatible(),
         sleepable: file.prog_flags & F_SLEEPABLE != 0,
+        hash: Some(file.hash),
         functions: &functions,
         lines: &lines,
         btf,

@@ -13,10 +13,13 @@ use bpfarray_core::insn::{INSN_SIZE, Insn};
 pub(crate) const MAGIC: [u8; 8] = *b"\x8fBPFPRG\n";
 
 const VERSION: u32 = 1;
+const TAG_LEN: usize = 8;
 const HEADER_LEN: usize = 256;
 const RUN_TIME_NS: usize = 88;
 const RUN_CNT: usize = 96;
-const ATTACH_BTF_ID: usize = 104;
+const TAG: usize = 56;
+const ATTACH_BTF_ID: usize = 80;
+const REST_OF_HASH: usize = 104;
 const LICENSE: usize = 128;
 
 /// Bytes of a license, with its NUL.
@@ -104,7 +107,8 @@ pub(crate) struct ProgFile {
     pub(crate) name: [u8; NAME_LEN],
     /// Nanoseconds since the machine started.
     pub(crate) load_time: u64,
-    pub(crate) tag: [u8; 8],
+    /// The kernel's, of the instructions as they were handed in.
+    pub(crate) hash: [u8; 32],
     /// At most 127 bytes, without NUL.
     pub(crate) license: Vec<u8>,
     /// The BTF that the records refer to, or 0.
@@ -124,6 +128,12 @@ impl ProgFile {
     pub(crate) fn name(&self) -> &str {
         let end = self.name.iter().position(|&byte| byte == 0).unwrap_or(NAME_LEN);
         std::str::from_utf8(&self.name[..end]).unwrap_or_default()
+    }
+
+    /// What the kernel shows of the hash.
+    pub(crate) fn tag(&self) -> [u8; TAG_LEN] {
+        let [a, b, c, d, e, f, g, h, ..] = self.hash;
+        [a, b, c, d, e, f, g, h]
     }
 
     /// How many instructions the verifier looked at: here each one, once.
@@ -154,7 +164,9 @@ impl ProgFile {
         }
         put(32, &self.name);
         put(48, &self.load_time.to_le_bytes());
-        put(56, &self.tag);
+        let (tag, rest) = self.hash.split_at(TAG_LEN);
+        put(TAG, tag);
+        put(REST_OF_HASH, rest);
         put(64, &self.btf_id.to_le_bytes());
         for (place, count) in counts.into_iter().enumerate() {
             put(68 + 4 * place, &(count as u32).to_le_bytes());
@@ -199,7 +211,7 @@ impl ProgFile {
             uid: word(28)?,
             name: *header[32..].first_chunk()?,
             load_time: u64::from_le_bytes(*header[48..].first_chunk()?),
-            tag: *header[56..].first_chunk()?,
+            hash: hash(header)?,
             license,
             btf_id: word(64)?,
             attach_btf_id: word(ATTACH_BTF_ID)?,
@@ -212,6 +224,17 @@ impl ProgFile {
 }
 
 const _: () = assert!(INSN_SIZE == 8);
+
+/// The hash of a program, of which the tag was there before the rest.
+fn hash(header: &[u8; HEADER_LEN]) -> Option<[u8; 32]> {
+    let rest = header.get(REST_OF_HASH..REST_OF_HASH + 32 - TAG_LEN)?;
+    let tag = header.get(TAG..TAG + TAG_LEN)?;
+    let mut hash = [0; 32];
+    for (to, from) in hash.iter_mut().zip(tag.iter().chain(rest)) {
+        *to = *from;
+    }
+    Some(hash)
+}
 
 /// Takes `count` records off the front of `rest`.
 fn records<T, const N: usize>(
@@ -256,7 +279,7 @@ mod tests {
             uid: 1000,
             name: *b"count_packets\0\0\0",
             load_time: 1 << 40,
-            tag: [1, 2, 3, 4, 5, 6, 7, 8],
+            hash: std::array::from_fn(|at| at as u8),
             license: b"Dual MIT/GPL".to_vec(),
             btf_id: 9,
             attach_btf_id: 64130,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use bpfarray_core::insn::{Insn, Reg, pseudo, size};
 use bpfarray_syscall::{Errno, Kernel, Root};
+use bpfarray_vm::prog_hash;
 
 const MAP_CREATE: u32 = 0;
 const LOOKUP: u32 = 1;
@@ -192,6 +193,36 @@ fn a_pinned_program_runs_for_every_process_and_counts_in_the_same_map() {
     fs::remove_file(test.kernel.root().pins().join("x")).unwrap();
     assert_eq!(test.next_id(PROG_NEXT_ID), Err(Errno::ENOENT));
     assert_eq!(test.next_id(MAP_NEXT_ID), Err(Errno::ENOENT));
+}
+
+#[test]
+fn an_exclusive_map_is_for_its_program_in_every_process() {
+    let test = fixture("exclusive");
+    // By a place in a list of descriptors, which counts in the hash as it is.
+    let mut insns = counting(0);
+    insns[0] = Insn { src: Reg::new(pseudo::MAP_IDX_VALUE), imm: 1, ..insns[0] };
+    let hash = prog_hash(&insns);
+    let words =
+        [(0, 2, 4), (4, 4, 4), (8, 8, 4), (12, 1, 4), (80, address(hash.as_ptr()), 8), (88, 32, 4)];
+    let map = test.call(MAP_CREATE, &mut block(&words)).unwrap();
+    assert_eq!(test.load(&counting(map)), Err(Errno::EACCES), "it is another one by descriptor");
+    let list = [0, map];
+    let bytes: Vec<u8> = insns.iter().flat_map(|insn| insn.encode()).collect();
+    let words = [
+        (0, XDP, 4),
+        (4, insns.len() as u64, 4),
+        (8, address(bytes.as_ptr()), 8),
+        (16, address(c"GPL".as_ptr()), 8),
+        (120, address(list.as_ptr()), 8),
+    ];
+    let prog = test.call(PROG_LOAD, &mut block(&words)).unwrap();
+    test.path(OBJ_PIN, "/sys/fs/bpf/x", prog).unwrap();
+    assert_eq!(test.run(prog), Ok(2));
+    let other = test.other_process();
+    let pinned = other.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+    assert_eq!((other.run(pinned), test.lookup(map)), (Ok(2), 2));
+    let there = other.call(MAP_FD_BY_ID, &mut block(&[(0, 1, 4)])).unwrap();
+    assert_eq!(other.load(&counting(there)), Err(Errno::EACCES));
 }
 
 #[test]

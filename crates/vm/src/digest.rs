@@ -21,20 +21,20 @@ pub(crate) fn digest(insns: &[Insn]) -> [u8; 32] {
     }))
 }
 
-/// The tag that the kernel shows for a program, from its instructions as they are handed to `BPF_PROG_LOAD`.
+/// SHA-256 of a program's instructions as they are handed to `BPF_PROG_LOAD`, without the descriptors of maps. The first 8 bytes are
+/// the tag that the kernel shows for it; an exclusive map names the program by the whole.
 ///
 /// ```
 /// use bpfarray_core::insn::{Insn, Reg};
-/// let tag = bpfarray_vm::prog_tag(&[Insn::mov64_imm(Reg::R0, 2), Insn::exit()]);
-/// assert_eq!(tag, [0x61, 0x4b, 0x43, 0x4c, 0xd8, 0x32, 0x4e, 0xcc]);
+/// let hash = bpfarray_vm::prog_hash(&[Insn::mov64_imm(Reg::R0, 2), Insn::exit()]);
+/// assert!(hash.starts_with(&[0x61, 0x4b, 0x43, 0x4c, 0xd8, 0x32, 0x4e, 0xcc]));
 /// ```
 ///
 /// # Kernel
 /// `bpf_prog_calc_tag`
 #[doc(alias = "bpf_prog_calc_tag")]
-pub fn prog_tag(insns: &[Insn]) -> [u8; 8] {
-    let [a, b, c, d, e, f, g, h, ..] = hash(insns.iter().copied());
-    [a, b, c, d, e, f, g, h]
+pub fn prog_hash(insns: &[Insn]) -> [u8; 32] {
+    hash(insns.iter().copied())
 }
 
 fn hash(insns: impl Iterator<Item = Insn>) -> [u8; 32] {

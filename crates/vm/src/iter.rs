@@ -19,6 +19,9 @@ pub enum IterError {
     /// The program is no iterator.
     #[error("program '{0}' is no iterator; its section would begin with iter/")]
     Program(String),
+    /// The map is for one program only, and not for iterators.
+    #[error("an exclusive map has no iterators")]
+    Exclusive,
     /// The map's elements are objects.
     #[error("maps of type {} have no elements that programs can be called for", .0.map_type())]
     MapType(Kind),
@@ -42,6 +45,7 @@ impl IterError {
     pub fn errno(&self) -> Errno {
         match self {
             Self::Program(_) | Self::MapType(_) => Errno::EINVAL,
+            Self::Exclusive => Errno::EPERM,
             Self::Access { .. } => Errno::EACCES,
             Self::Memory(errno) => *errno,
         }
@@ -147,6 +151,9 @@ impl MapElemIter {
         let attach_type = program.expected_attach_type();
         if (program.prog_type(), attach_type) != (ProgType::TRACING, AttachType::TRACE_ITER) {
             return Err(IterError::Program(program.name().to_owned()));
+        }
+        if map.layout().is_exclusive() {
+            return Err(IterError::Exclusive);
         }
         let value_size = map.value_size();
         let (value_len, copy_len) = match map.layout().kind() {

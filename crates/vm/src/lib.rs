@@ -43,7 +43,7 @@ mod verify;
 mod xlate;
 
 pub use context::Context;
-pub use digest::prog_tag;
+pub use digest::prog_hash;
 pub use elf::{LoadError, Object};
 pub use engine::{Accesses, Engine};
 pub use fault::Fault;

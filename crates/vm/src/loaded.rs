@@ -231,6 +231,7 @@ impl Loaded {
             btf: self.object.btf(),
             gpl_compatible: is_gpl_compatible(self.object.license()),
             sleepable: spec.def.is_some_and(|def| def.sleepable),
+            hash: None,
         };
         let maps = self.maps.iter().map(Map::to_ref).collect();
         Program::build(source, owner, maps, &self.helpers, self.mode)

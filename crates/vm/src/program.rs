@@ -234,7 +234,7 @@ impl Program {
         mode: Mode,
     ) -> Result<Self, ProgramError> {
         static LAST_ID: AtomicU32 = AtomicU32::new(0);
-        let Source { name, code, btf, gpl_compatible, sleepable } = source;
+        let Source { name, code, btf, gpl_compatible, sleepable, hash } = source;
         let program = || name.to_owned();
         let lines = source_lines(code, btf);
         let prog_type = ProgType(owner.prog_type);
@@ -254,7 +254,7 @@ impl Program {
             let line = line_of(&lines, error.insn).cloned().map(Box::new);
             ProgramError::Verify { program: program(), error: Box::new(error), line, log }
         })?;
-        let hash = digest(&code.insns);
+        let hash = hash.unwrap_or_else(|| digest(&code.insns));
         if let Some(map) = maps_of(&code.insns, &maps).find(|map| !map.may_be_used_by(&hash)) {
             let (program, map) = (program(), map.name().to_owned());
             return Err(ProgramError::Exclusive { program, map });
@@ -529,12 +529,13 @@ pub(crate) struct Source<'a> {
     pub(crate) btf: Option<&'a Btf>,
     pub(crate) gpl_compatible: bool,
     pub(crate) sleepable: bool,
+    pub(crate) hash: Option<[u8; 32]>,
 }
 
 impl<'a> Source<'a> {
     /// Instructions alone, which may call every helper.
     const fn of_insns(code: &'a ProgramCode) -> Self {
-        Self { name: "", code, btf: None, gpl_compatible: true, sleepable: false }
+        Self { name: "", code, btf: None, gpl_compatible: true, sleepable: false, hash: None }
     }
 }
 

@@ -40,6 +40,9 @@ pub struct ProgramSource<'a> {
     pub gpl_compatible: bool,
     /// Whether it may sleep.
     pub sleepable: bool,
+    /// What [`prog_hash`](crate::prog_hash) makes of the instructions as they were handed in, if maps were named in another way there than
+    /// by their index, or the indices were others. It decides about exclusive maps.
+    pub hash: Option<[u8; 32]>,
     /// Where its functions begin, in ascending order, if `btf` describes them.
     pub functions: &'a [Function],
     /// From which source lines the instructions come, in ascending order.
@@ -58,6 +61,7 @@ impl ProgramSource<'_> {
             xdp_has_frags: false,
             gpl_compatible: true,
             sleepable: false,
+            hash: None,
             functions: &[],
             lines: &[],
             btf: None,
@@ -87,6 +91,7 @@ impl ProgramSource<'_> {
             btf: self.btf,
             gpl_compatible: self.gpl_compatible,
             sleepable: self.sleepable,
+            hash: self.hash,
         };
         let helpers = Arc::new(options.helpers.clone());
         Program::build(source, owner, maps, &helpers, Mode::of(options))

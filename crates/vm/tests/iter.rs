@@ -152,6 +152,21 @@ fn only_iterators_are_called_for_elements_and_only_of_values() {
 }
 
 #[test]
+fn a_map_that_is_for_one_program_has_no_iterators() {
+    let attr = MapAttr {
+        map_type: MapType::ARRAY,
+        key_size: 4,
+        value_size: 8,
+        max_entries: 1,
+        excl_prog_hash: Some(program("show").hash()),
+        ..MapAttr::default()
+    };
+    let map = Map::create(&attr).unwrap();
+    let error = MapElemIter::new(&program("show"), &map).unwrap_err();
+    assert_eq!((error.errno(), error), (Errno::EPERM, IterError::Exclusive));
+}
+
+#[test]
 fn an_iterator_is_a_user_of_the_map() {
     let map = array(1, MapFlags::empty());
     let reference = map.to_ref();

@@ -14,6 +14,7 @@ use rustix::fs::{
 use zerocopy::IntoBytes;
 
 use super::error::FileError;
+use super::exclusive::{EXCLUSIVE_OFFSET, ExclusiveHeader};
 use super::header::Header;
 use super::template::{TEMPLATE_OFFSET, TemplateHeader};
 
@@ -21,6 +22,7 @@ use super::template::{TEMPLATE_OFFSET, TemplateHeader};
 pub(super) struct Content<'a> {
     pub(super) header: Header,
     pub(super) template: Option<TemplateHeader>,
+    pub(super) exclusive: Option<ExclusiveHeader>,
     pub(super) btf: &'a [u8],
     pub(super) btf_offset: u64,
     pub(super) file_len: u64,
@@ -33,6 +35,9 @@ impl Content<'_> {
         file.write_all_at(self.header.as_bytes(), 0)?;
         if let Some(template) = &self.template {
             file.write_all_at(template.as_bytes(), TEMPLATE_OFFSET)?;
+        }
+        if let Some(exclusive) = &self.exclusive {
+            file.write_all_at(exclusive.as_bytes(), EXCLUSIVE_OFFSET)?;
         }
         file.write_all_at(self.btf, self.btf_offset)
     }
@@ -123,6 +128,7 @@ mod tests {
         Content {
             header: Header::of(&shape, 2),
             template: None,
+            exclusive: None,
             btf: &[],
             btf_offset: 0,
             file_len: shape.geometry.file_len,

@@ -3,7 +3,9 @@
 //! A header is read into private memory and judged once. Everything it says about sizes and offsets
 //! follows from the map's type and sizes, so what was judged is computed again and compared.
 
-use bpfarray_core::attr::{CreateError, Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType};
+use bpfarray_core::attr::{
+    CreateError, Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType, PROG_HASH_LEN,
+};
 use bpfarray_core::map::Kind;
 use bpfarray_core::{Layout, VALUE_OFFSET};
 use zerocopy::little_endian::{U32, U64};
@@ -30,6 +32,9 @@ pub(crate) const LANE_STRIDE: u64 = 128;
 /// Begins with a byte no text begins with, and ends as lines do on two systems.
 const MAGIC: [u8; 8] = *b"\x8fBPFMAP\n";
 const FORMAT_VERSION: u32 = 1;
+
+/// In `features`: the map is for one program only.
+const EXCLUSIVE: u32 = 1;
 
 /// The immutable part of a header page, as it is in the file.
 #[derive(Copy, Clone, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -215,7 +220,7 @@ impl Header {
         let mut header = Self {
             magic: MAGIC,
             format_version: FORMAT_VERSION.into(),
-            features: 0.into(),
+            features: features(attr).into(),
             map_type: attr.map_type.0.into(),
             key_size: attr.key_size.into(),
             value_size: attr.value_size.into(),
@@ -259,13 +264,19 @@ impl Header {
         self.map_type == MapType::ARRAY_OF_MAPS.0
     }
 
+    /// Whether the page also has the hash of the program that an exclusive map is for.
+    pub(crate) fn has_prog_hash(&self) -> bool {
+        self.features == EXCLUSIVE
+    }
+
     /// Judges a header, for a file of `found_len` bytes on a machine with `cpus` possible CPUs. `template` is what
-    /// an ARRAY_OF_MAPS was found to take.
+    /// an ARRAY_OF_MAPS was found to take, `excl_prog_hash` which program an exclusive map was found to be for.
     pub(crate) fn check(
         &self,
         found_len: u64,
         cpus: u32,
         template: Option<Template>,
+        excl_prog_hash: Option<[u8; PROG_HASH_LEN]>,
     ) -> Result<Shape, HeaderError> {
         if self.magic != MAGIC {
             return Err(HeaderError::Magic);
@@ -287,13 +298,14 @@ impl Header {
             map_name: self.map_name,
             btf_key_type_id: self.btf_key_type_id.get(),
             btf_value_type_id: self.btf_value_type_id.get(),
+            excl_prog_hash,
             ..MapAttr::default()
         };
         // Whether a node is online mattered to the creator.
         let creator = Creator { online_nodes: &[attr.numa_node], ..Creator::default() };
         let shape = Shape::checked(attr, &creator, cpus, self.btf_len.get(), template)?;
         let claims = [
-            ("features", self.features.get(), 0),
+            ("features", self.features.get(), features(&attr)),
             ("map_flags", self.map_flags.get(), shape.layout.map_flags().bits()),
             ("possible_cpus", self.possible_cpus.get(), cpus),
         ];
@@ -322,6 +334,11 @@ impl Header {
         }
         Ok(Shape { id: self.id.get(), ..shape })
     }
+}
+
+/// What a reader must know to use a file of such a map.
+fn features(attr: &MapAttr) -> u32 {
+    if attr.excl_prog_hash.is_some() { EXCLUSIVE } else { 0 }
 }
 
 /// FNV-1a.
@@ -381,9 +398,9 @@ mod tests {
             assert_eq!((values_len, cpu_stride, lanes_offset), (1024 * 8, 0, 4096 + 8192));
             let header = Header::of(&shape, CPUS).with_id(7);
             let len = shape.geometry.file_len;
-            let found = header.check(len, CPUS, template(map_type)).unwrap();
+            let found = header.check(len, CPUS, template(map_type), None).unwrap();
             assert_eq!((found.layout, found.geometry, found.id), (shape.layout, shape.geometry, 7));
-            let other = header.check(len, CPUS, None);
+            let other = header.check(len, CPUS, None, None);
             assert_eq!(
                 other.is_err(),
                 header.has_template(),
@@ -420,7 +437,7 @@ mod tests {
     fn a_true_header_is_believed() {
         for map_type in [MapType::ARRAY, MapType::PERCPU_ARRAY] {
             let shape = shape(map_type);
-            let found = header(map_type).check(shape.geometry.file_len, CPUS, None).unwrap();
+            let found = header(map_type).check(shape.geometry.file_len, CPUS, None, None).unwrap();
             assert_eq!((found.layout, found.geometry), (shape.layout, shape.geometry));
             assert_eq!(found.attr.check_name(), Ok(&b"counters"[..]));
         }
@@ -431,7 +448,7 @@ mod tests {
         for at in 0..size_of::<Header>() {
             let mut header = header(MapType::ARRAY);
             header.as_mut_bytes()[at] ^= 0x10;
-            assert!(header.check(28672, CPUS, None).is_err(), "byte {at}");
+            assert!(header.check(28672, CPUS, None, None).is_err(), "byte {at}");
         }
     }
 
@@ -441,7 +458,7 @@ mod tests {
         let len = header.file_len.get();
         change(&mut header);
         header.checksum = header.sum().into();
-        header.check(len, CPUS, None).unwrap_err().to_string()
+        header.check(len, CPUS, None, None).unwrap_err().to_string()
     }
 
     #[test]
@@ -501,7 +518,8 @@ mod tests {
                     let mut header = Header::of(&shape, CPUS);
                     header.as_mut_bytes()[at] ^= flip;
                     header.checksum = header.sum().into();
-                    let Ok(Shape { layout, geometry, .. }) = header.check(len, CPUS, template)
+                    let Ok(Shape { layout, geometry, .. }) =
+                        header.check(len, CPUS, template, None)
                     else {
                         continue;
                     };
@@ -524,10 +542,23 @@ mod tests {
     }
 
     #[test]
+    fn an_exclusive_map_is_one_for_readers_who_know_the_program() {
+        let only = Some([7; PROG_HASH_LEN]);
+        let attr = MapAttr { excl_prog_hash: only, ..shape(MapType::ARRAY).attr };
+        let shape = Shape::of(&attr, CPUS, 10, None).unwrap();
+        let header = Header::of(&shape, CPUS);
+        assert!(header.has_prog_hash());
+        let len = shape.geometry.file_len;
+        let found = header.check(len, CPUS, None, only).unwrap();
+        assert_eq!((found.attr.excl_prog_hash, found.layout), (only, shape.layout));
+        assert!(header.check(len, CPUS, None, None).is_err());
+    }
+
+    #[test]
     fn a_file_of_another_length_is_refused() {
         let header = header(MapType::ARRAY);
         for len in [0, 4096, 28671, 28673] {
-            let error = header.check(len, CPUS, None).unwrap_err();
+            let error = header.check(len, CPUS, None, None).unwrap_err();
             assert_eq!(error, HeaderError::Length { file_len: 28672, found: len });
         }
     }

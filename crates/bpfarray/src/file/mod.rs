@@ -5,6 +5,7 @@
 
 mod disk;
 mod error;
+mod exclusive;
 mod header;
 mod lanes;
 mod lock;

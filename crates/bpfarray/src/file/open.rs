@@ -16,6 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::disk::{self, Content};
 use super::error::FileError;
+use super::exclusive::{EXCLUSIVE_OFFSET, ExclusiveHeader};
 use super::header::{Header, HeaderError, PAGE, Shape};
 use super::lanes::Lanes;
 use super::seat::Seat;
@@ -252,6 +253,7 @@ fn content<'a>(
     let content = Content {
         header: Header::of(&shape, cpus),
         template: template.as_ref().map(TemplateHeader::of),
+        exclusive: attr.excl_prog_hash.map(ExclusiveHeader::of),
         btf,
         btf_offset: shape.geometry.btf_offset,
         file_len: shape.geometry.file_len,
@@ -334,7 +336,14 @@ pub(super) fn read_shape(path: &Path, file: &File, len: u64) -> Result<Shape, Fi
         read.map_err(FileError::io(path, "read"))?;
         template = Some(header.check().map_err(FileError::header(path))?);
     }
-    header.check(len, possible_cpus(), template).map_err(FileError::header(path))
+    let mut prog_hash = None;
+    if header.has_prog_hash() {
+        let mut header = ExclusiveHeader::new_zeroed();
+        let read = file.read_exact_at(header.as_mut_bytes(), EXCLUSIVE_OFFSET);
+        read.map_err(FileError::io(path, "read"))?;
+        prog_hash = Some(header.check().map_err(FileError::header(path))?);
+    }
+    header.check(len, possible_cpus(), template, prog_hash).map_err(FileError::header(path))
 }
 
 fn map_file(

@@ -168,6 +168,8 @@ print("map", [link(prog, fd) for fd in (0, CLOSED, -1, null, prog)])
 kinds = [map_create(), map_create(PERCPU_ARRAY), map_create(3, 4), map_create(4, 4), map_create(8, 4), map_create(12, 4, _20=array)]
 print("kinds", [ok(link(prog, fd)) for fd in kinds])
 print("modes", [ok(link(prog, map_create(_16=flags))) for flags in (8, 16, 0x80, 0x100, 0x400)])
+exclusive = [bpf(MAP_CREATE, {0: kind, 4: 4, 8: size, 12: 1, 80: (at(bytes(32)), 8), 88: 32})[0] for kind, size in ((ARRAY, 8), (3, 4))]
+print("exclusive", [link(prog, fd) for fd in exclusive], link(load(reaches(KEY, 4)), exclusive[0]), link(sleepy, exclusive[0]))
 print("sleepable", link(sleepy, array), link(sleepy, CLOSED), link(sleepy, array, _24=0))
 print("key", [ok(link(load(reaches(KEY, off)), array)) for off in (0, 1, 4)], [ok(link(load(writes(KEY, count)), array)) for count in (4, 5)])
 print("value", [ok(link(load(reaches(VALUE, off)), array)) for off in (4, 5, 100)], [ok(link(load(writes(VALUE, count)), array)) for count in (8, 9)])

@@ -1,6 +1,7 @@
 """Loads, runs and asks about programs through bpf(2): prints what its calls gave, ids left out. The same with the kernel as
 with `bpfarray exec`."""
 import ctypes
+import hashlib
 import os
 import struct
 
@@ -169,6 +170,39 @@ for level, size in ((1, 4096), (2, 4096), (1, 0), (1, 5), (9, 5), (0, 0)):
         print("log", size, ok(found), text.split(b" max_states")[0])
     if level != 2:
         print("log size", level, size, ok(found), struct.unpack_from("I", block, 140)[0] > 5, len(text) == size or size == 4096)
+
+print("== exclusive maps")
+HASH = lambda insns: hashlib.sha256(insns).digest()
+
+
+def exclusive(digest, size=32, map_type=2, entries=1, **extra):
+    """A map for the program with this hash, which may also be an address."""
+    address = at(digest) if isinstance(digest, bytes) else digest
+    fields = {0: map_type, 4: 4, 8: 8 if map_type in (2, 6) else 4, 12: entries, 80: (address, 8), 88: size}
+    return bpf(MAP_CREATE, fields | {int(offset[1:]): value for offset, value in extra.items()})[0]
+
+
+nobody = bytes(range(32))
+print("created", ok(exclusive(nobody)), ok(exclusive(0, 0)), [exclusive(nobody, size) for size in (0, 31, 33)], exclusive(0), exclusive(8),
+      exclusive(nobody, _92=1), [ok(exclusive(nobody, map_type=kind)) for kind in (3, 4, 6, 8)])
+print("order", exclusive(8, _28=45), exclusive(8, _48=closed(), _56=1), exclusive(nobody, 31, _12=0))
+others = exclusive(nobody)
+print("held", bpf(MAP_CREATE, {0: 12, 4: 4, 8: 4, 12: 1, 20: others})[0],
+      bpf(UPDATE, {0: bpf(MAP_CREATE, {0: 12, 4: 4, 8: 4, 12: 1, 20: array})[0], 8: (at(bytes(4)), 8), 16: (at(struct.pack("I", others)), 8)})[0],
+      bpf(UPDATE, {0: others, 8: (at(bytes(4)), 8), 16: (at(bytes(8)), 8)})[0])
+listed = at(struct.pack("2i", array, others))
+print("others'", ld(1, others), ld(2, others), ld(5, 1, _120=(listed, 8)), ld(0, 0, _120=(listed, 8), _148=2), bpf(BIND_MAP, {0: program, 4: others})[0])
+own = exclusive(HASH(load_imm64(1, 1, 0) + RETURN_7))
+value = exclusive(HASH(load_imm64(1, 2, 0) + RETURN_7))
+print("own", ld(1, own), ld(2, own), ld(1, value), ld(2, value, 4))
+listed = at(struct.pack("2i", array, exclusive(HASH(load_imm64(1, 5, 1) + RETURN_7))))
+print("own by index", ld(5, 1, _120=(listed, 8)), ld(5, 0, _120=(listed, 8)), ld(5, 1, _120=(at(struct.pack("2i", array, own)), 8)))
+counts = load_imm64(1, 2, 0) + mov(2, 1) + insn(0xDB, 1, 2) + RETURN_7
+kept = exclusive(HASH(counts))
+counting = load(XDP, load_imm64(1, 2, kept) + counts[16:])
+print("runs", run(counting, _8=64, _16=(at(bytes(64)), 8))[:2], run(counting, _8=64, _16=(at(bytes(64)), 8), _32=3)[:2])
+found, block = bpf(1, {0: kept, 8: (at(bytes(4)), 8), 16: (at(bytes(8)), 8)})
+print("counted", found, bytes_at(struct.unpack_from("Q", block, 16)[0], 8).hex())
 
 print("== what is told about programs")
 map_ids = [struct.unpack_from("I", info(fd, 104)[2], 4)[0] for fd in (two, array, per_cpu)]

@@ -4,7 +4,9 @@ use std::fs;
 
 use bpfarray::{HandleMode, Map, online_nodes};
 use bpfarray_core::Errno;
-use bpfarray_core::attr::{CreateError, Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType};
+use bpfarray_core::attr::{
+    CreateError, Creator, MAP_NAME_LEN, MapAttr, MapFlags, MapType, PROG_HASH_LEN,
+};
 use bpfarray_core::btf::Btf;
 
 use crate::attr::Attr;
@@ -26,8 +28,9 @@ const BTF_KEY_TYPE_ID: usize = 52;
 const BTF_VALUE_TYPE_ID: usize = 56;
 const BTF_VMLINUX_VALUE_TYPE_ID: usize = 60;
 const MAP_EXTRA: usize = 64;
-/// Where the fields of exclusive maps begin, which there are none of here.
-const END: usize = 80;
+const EXCL_PROG_HASH: usize = 80;
+const EXCL_PROG_HASH_SIZE: usize = 88;
+const END: usize = 92;
 
 /// # Kernel
 /// `map_create`
@@ -79,6 +82,7 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
         }
         None => &[],
     };
+    let map = MapAttr { excl_prog_hash: excl_prog_hash(kernel, attr)?, ..map };
     let mode = HandleMode::of(map.map_flags);
     let id = locked.next_id(Kind::Map)?;
     let path = kernel.root.object(Kind::Map, id);
@@ -93,6 +97,20 @@ pub(super) fn map(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
         let _ = fs::remove_file(&path);
     })?;
     Ok(kernel.install(file, Some(Object::Map(object.with_mode(mode)))))
+}
+
+/// Which program the map is for, if it is for one only.
+fn excl_prog_hash(kernel: &Kernel, attr: &Attr) -> Result<Option<[u8; PROG_HASH_LEN]>, Errno> {
+    let (addr, size) = (attr.pointer(EXCL_PROG_HASH), attr.u32(EXCL_PROG_HASH_SIZE) as usize);
+    if addr.is_null() {
+        return if size == 0 { Ok(None) } else { Err(Errno::EINVAL) };
+    }
+    if size != PROG_HASH_LEN {
+        return Err(Errno::EINVAL);
+    }
+    let mut hash = [0; PROG_HASH_LEN];
+    kernel.user.read(addr, &mut hash)?;
+    Ok(Some(hash))
 }
 
 /// File systems have their own numbers for what is too large.

@@ -46,7 +46,7 @@ pub(in super::super) fn prog_info(
     let file = &prog.file;
     told.info.put_u32(0, file.prog_type);
     told.info.put_u32(4, prog.id);
-    told.info.put(8, &file.tag);
+    told.info.put(8, &file.tag());
     told.info.put(40, &file.load_time.to_ne_bytes());
     told.info.put_u32(48, file.uid);
     told.info.put(64, &file.name);
@@ -93,7 +93,7 @@ pub(in super::super) fn prog_info(
     told.records(NR_LINE_INFO, LINE_INFO, LineInfo::LEN, &lines)?;
     // Which machine code is a line's, nobody keeps.
     told.info.put_u32(NR_JITED_LINE_INFO, 0);
-    told.records(NR_PROG_TAGS, PROG_TAGS, 8, &file.tag)?;
+    told.records(NR_PROG_TAGS, PROG_TAGS, 8, &file.tag())?;
     told.info.write(kernel, attr)
 }
 

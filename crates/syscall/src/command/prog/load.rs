@@ -8,7 +8,7 @@ use bpfarray_core::btf::Btf;
 use bpfarray_core::insn::{INSN_SIZE, Insn};
 use bpfarray_core::map::HandleMode;
 use bpfarray_vm::prog_type::AttachType;
-use bpfarray_vm::{LogLevel, ProgType, Program, ProgramError, prog_tag};
+use bpfarray_vm::{LogLevel, ProgType, Program, ProgramError, prog_hash};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::super::log::Log;
@@ -80,7 +80,7 @@ pub(in super::super) fn load(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno>
         uid: rustix::process::getuid().as_raw(),
         name: name(attr.field(PROG_NAME))?,
         load_time: (now.tv_sec as u64).wrapping_mul(1_000_000_000) + now.tv_nsec as u64,
-        tag: prog_tag(&insns),
+        hash: prog_hash(&insns),
         license,
         btf_id: 0,
         attach_btf_id: attr.u32(ATTACH_BTF_ID),
@@ -126,7 +126,7 @@ fn check(
     mut file: ProgFile,
     log: LogLevel,
 ) -> Result<Checked, Refused> {
-    let used = UsedMaps::new(kernel, attr.pointer(FD_ARRAY), attr.u32(FD_ARRAY_CNT))?;
+    let used = UsedMaps::new(kernel, attr.pointer(FD_ARRAY), attr.u32(FD_ARRAY_CNT), file.hash)?;
     let mut btf = None;
     if FUNC_INFO.count(attr) != 0 || LINE_INFO.count(attr) != 0 {
         let found = kernel.with_object(attr.fd(PROG_BTF_FD), |object| match object {

@@ -27,6 +27,8 @@ pub(super) struct UsedMaps<'a> {
     kernel: &'a Kernel,
     fd_array: UserAddr,
     maps: Vec<Arc<MapObject>>,
+    /// What exclusive maps know the program by.
+    hash: [u8; 32],
 }
 
 impl<'a> UsedMaps<'a> {
@@ -34,8 +36,13 @@ impl<'a> UsedMaps<'a> {
     ///
     /// # Kernel
     /// `process_fd_array`
-    pub(super) fn new(kernel: &'a Kernel, fd_array: UserAddr, count: u32) -> Result<Self, Refused> {
-        let mut used = Self { kernel, fd_array, maps: Vec::new() };
+    pub(super) fn new(
+        kernel: &'a Kernel,
+        fd_array: UserAddr,
+        count: u32,
+        hash: [u8; 32],
+    ) -> Result<Self, Refused> {
+        let mut used = Self { kernel, fd_array, maps: Vec::new(), hash };
         if count >= u32::MAX / 4 {
             return refused(Errno::EINVAL, format!("fd_array_cnt is too big ({count})"));
         }
@@ -63,6 +70,8 @@ impl<'a> UsedMaps<'a> {
         fd.map(u32::cast_signed).map_err(|errno| (errno, String::new()))
     }
 
+    /// # Kernel
+    /// `__add_used_map`, `check_map_prog_compatibility`
     fn add(&mut self, map: Arc<MapObject>) -> Result<usize, Refused> {
         if let Some(place) = self.maps.iter().position(|known| known.id == map.id) {
             return Ok(place);
@@ -70,6 +79,9 @@ impl<'a> UsedMaps<'a> {
         if self.maps.len() == MAX_USED_MAPS {
             let limit = "The total number of maps per program has reached the limit of 64";
             return refused(Errno::E2BIG, limit);
+        }
+        if !map.to_ref().may_be_used_by(&self.hash) {
+            return refused(Errno::EACCES, "program's hash doesn't match map's excl_prog_hash");
         }
         self.maps.push(map);
         Ok(self.maps.len() - 1)
