@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use bpfarray::attr::{Creator, MapAttr, MapFlags, MapType};
 use bpfarray::{Errno, HandleMode, Map, possible_cpus};
 use bpfarray_core::helper_id;
-use bpfarray_core::insn::{Insn, Reg, alu, jmp, size};
+use bpfarray_core::insn::{Insn, Reg, alu, atomic, jmp, size};
 use bpfarray_vm::prog_type::AttachType;
 use bpfarray_vm::{
     Context, Engine, IterError, LoadOptions, Loaded, MapElemIter, Object, ProgType, Program,
@@ -264,10 +264,33 @@ fn strict_mode_says_of_iterators_what_linux_says() {
         assert!(strict(META, &[fetch(size::DW, field)], Engine::Interp).is_ok());
     }
     assert!(refused(32, &[]).starts_with("13 "), "there is no fifth argument");
+    let atomic = Insn::atomic(size::DW, atomic::ADD, Reg::R2, Reg::R1, 4);
+    assert_eq!(refused(VALUE, &[atomic]), "13 misaligned access off 0+0+4 size 8");
     let half = [Insn::ldx_mem(size::W, Reg::R2, Reg::R1, KEY)];
     assert!(refused(KEY, &half).starts_with("13 "), "fields are read whole");
     // The kernel has a structure there.
     assert_eq!(refused(MAP, &[fetch(size::W, 0)]), "13 R2 invalid mem access 'ptr_'");
+}
+
+#[test]
+fn what_is_always_there_is_not_tested_for_in_strict_mode() {
+    let wild = Insn::ldx_mem(size::DW, Reg::R0, Reg::R1, 1);
+    for (field, is_always_there) in [(META, true), (MAP, true), (KEY, false), (VALUE, false)] {
+        let insns = [
+            Insn::ldx_mem(size::DW, Reg::R2, Reg::R1, field),
+            Insn::jmp_imm(jmp::JNE, Reg::R2, 0, 1),
+            wild,
+            Insn::mov64_imm(Reg::R0, 0),
+            Insn::exit(),
+        ];
+        let source = ProgramSource {
+            expected_attach_type: AttachType::TRACE_ITER,
+            ..ProgramSource::new(ProgType::TRACING)
+        };
+        let options = LoadOptions { strict: true, ..LoadOptions::default() };
+        let program = source.build(&insns, Vec::new(), &options);
+        assert_eq!(program.is_ok(), is_always_there, "field at {field}");
+    }
 }
 
 #[test]

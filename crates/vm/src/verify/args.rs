@@ -122,7 +122,7 @@ impl Explorer<'_> {
                     && (off % 8 != 0 || !var.is_multiple_of(8))
                 {
                     return Err(Rule::Misaligned {
-                        what: "stack",
+                        what: "stack ",
                         var: var.bits.to_string(),
                         at: off,
                         off: 0,
@@ -326,6 +326,7 @@ fn is_memory(base: Option<Base>) -> bool {
                 | Base::Key
                 | Base::Value(_)
                 | Base::Buffer { .. }
+                | Base::Meta
                 | Base::Memory(_)
                 | Base::Object
         )

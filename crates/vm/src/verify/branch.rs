@@ -101,8 +101,13 @@ impl Explorer<'_> {
 
     fn null_test(&self, reg: Reg, pointer: Pointer, is_null: bool, state: &mut State) -> bool {
         if !pointer.maybe_null {
-            let object = matches!(pointer.base, Base::Value(_) | Base::Key | Base::Map(_));
-            return !(is_null && object);
+            let is_there = match pointer.base {
+                Base::Value(_) | Base::Key | Base::Map(_) => true,
+                // The context may be another one than an iterator's, where nobody has to attach the program.
+                Base::Meta | Base::Object => self.env.strict,
+                _ => false,
+            };
+            return !(is_null && is_there);
         }
         let tested = |pointer: Pointer| match is_null {
             true => Value::constant(0),

@@ -85,7 +85,7 @@ impl Explorer<'_> {
             (_, 80) if is_tc => Value::to(Base::PacketEnd),
             (_, 140) if is_tc => Value::to(Base::PacketMeta),
             (ProgType::TRACING, 0) if is_iter => Value::to(Base::Meta),
-            (ProgType::TRACING, 8) if is_iter => or_null(Base::Object),
+            (ProgType::TRACING, 8) if is_iter => Value::to(Base::Object),
             (ProgType::TRACING, 16) if is_iter => or_null(Base::Buffer { writable: false }),
             (ProgType::TRACING, 24) if is_iter => or_null(Base::Buffer { writable: true }),
             _ => {

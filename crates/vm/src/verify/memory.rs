@@ -224,8 +224,9 @@ impl Explorer<'_> {
         size: i64,
     ) -> Result<(), Kind> {
         let what = match pointer.base {
-            Base::Stack(_) => "stack",
-            Base::Value(_) if insn.mode() == mode::ATOMIC => "value",
+            Base::Stack(_) => "stack ",
+            Base::Value(_) if insn.mode() == mode::ATOMIC => "value ",
+            Base::Buffer { .. } if insn.mode() == mode::ATOMIC => "",
             _ => return Ok(()),
         };
         if pointer.var.is_multiple_of(size) && (pointer.off + i64::from(off)) % size == 0 {

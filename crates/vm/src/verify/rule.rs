@@ -118,9 +118,9 @@ pub enum Rule {
         size: i64,
     },
     /// An access that is not aligned where it has to be.
-    #[error("misaligned {what} access off {var}+{at}+{off} size {size}")]
+    #[error("misaligned {what}access off {var}+{at}+{off} size {size}")]
     Misaligned {
-        /// The kind of object.
+        /// The kind of object, and a blank.
         what: &'static str,
         /// The unknown part of the pointer.
         var: String,
