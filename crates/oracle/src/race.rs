@@ -52,11 +52,6 @@ impl Race {
         self.kernel.as_ref().map_or(Ok(()), |kernel| kernel.update(map, index, &value))
     }
 
-    /// How long it took to load the program into the kernel, without its maps; `None` without a kernel.
-    pub fn load_time(&self) -> Option<Duration> {
-        self.kernel.as_ref().map(KernelProgram::load_time)
-    }
-
     /// Runs the program here, a number of times.
     ///
     /// # Errors
@@ -77,6 +72,15 @@ impl Race {
     pub fn run_in_kernel(&self, times: u32) -> Result<Option<(u32, u32)>, String> {
         self.kernel.as_ref().map(|kernel| kernel.time(&self.packet, times)).transpose()
     }
+}
+
+/// How long the kernel takes to load a program of an object, whose maps it has already.
+///
+/// # Errors
+/// Why it cannot.
+pub fn load_time(kernel: Kernel, object: &Object, program: &str) -> Result<Duration, String> {
+    let engine = KernelEngine { kernel, creator: Creator::Trusted };
+    Ok(engine.load(object, program)?.load_time())
 }
 
 impl std::fmt::Debug for Race {

@@ -12,7 +12,7 @@ use std::fmt;
 pub enum Engine {
     /// The interpreter: safe code, on every machine.
     Interp,
-    /// Machine code, made when the program is loaded.
+    /// Machine code, made when a program first needs it.
     Jit,
 }
 

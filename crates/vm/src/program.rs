@@ -1,13 +1,14 @@
 //! A program that can run, from any number of threads.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bpfarray::{Map, MapRef, ProgramObject};
 use bpfarray_core::Errno;
 use bpfarray_core::btf::Btf;
 use bpfarray_core::insn::{Insn, pseudo};
+use bpfarray_core::map::Kind;
 use bpfarray_core::map::prog_array::{Owner, OwnerError};
 
 use crate::context::Context;
@@ -157,6 +158,9 @@ impl Outcome {
 /// possible CPU, so that no more programs run at the same time; others wait. A helper of the host runs in
 /// its program's lane: while it waits for another thread, that one must not need a lane. A clone is
 /// another handle to the same program.
+///
+/// Machine code is made when it is needed first: by the first run, which takes so much longer, by whoever looks at it, as
+/// [`Program::engine`] does, or when the program is loaded if tail calls may lead to it or start from it.
 #[derive(Clone)]
 pub struct Program(Arc<Inner>);
 
@@ -165,10 +169,15 @@ struct Inner {
     id: u32,
     name: String,
     hash: [u8; 32],
+    /// But for whether it has machine code.
     owner: Owner,
     maps: Vec<MapRef>,
+    helpers: Arc<HelperSet>,
     xlated: Xlated,
-    executable: Arc<Executable>,
+    /// The engine that was asked for.
+    engine: Engine,
+    /// Made from the fields above.
+    executable: OnceLock<Arc<Executable>>,
     /// For each instruction, as loaded, its source line.
     lines: Vec<(usize, SourceLine)>,
     log: String,
@@ -228,7 +237,7 @@ impl Program {
 
     pub(crate) fn build(
         source: Source<'_>,
-        mut owner: Owner,
+        owner: Owner,
         maps: Vec<MapRef>,
         helpers: &Arc<HelperSet>,
         mode: Mode,
@@ -266,31 +275,45 @@ impl Program {
             _ => None,
         };
         let max_ctx_offset = verified.facts.iter().filter_map(reached).max().unwrap_or(0);
-        let environment = RunEnvironment::new(name, &maps, helpers);
-        let executable = Arc::new(executable(&xlated, &maps, environment, mode.engine));
-        owner.jited = executable.engine() == Engine::Jit;
-        claim_prog_arrays(&code.insns, &maps, &owner).map_err(|(map, error)| {
-            ProgramError::Owner { program: program(), map: map.name().to_owned(), error }
-        })?;
         let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
-        let name = name.to_owned();
-        Ok(Self(Arc::new(Inner {
+        let made = Self(Arc::new(Inner {
             id,
-            name,
+            name: name.to_owned(),
             hash,
             owner,
             maps,
+            helpers: Arc::clone(helpers),
             xlated,
-            executable,
+            engine: mode.engine,
+            executable: OnceLock::new(),
             lines,
             log: verified.log,
             max_ctx_offset,
             iter_access: verified.iter_access,
-        })))
+        }));
+        made.claim_prog_arrays(&code.insns)?;
+        Ok(made)
     }
 
+    /// Makes the program the owner of each PROG_ARRAY it refers to, or finds it unlike the owner there is.
+    ///
+    /// # Kernel
+    /// `bpf_check_tail_call`
+    fn claim_prog_arrays(&self, insns: &[Insn]) -> Result<(), ProgramError> {
+        let maps = maps_of(insns, &self.0.maps);
+        for map in maps.filter(|map| map.layout().kind() == Kind::ProgArray) {
+            map.claim_owner(&self.owner()).map_err(|error| {
+                let (program, map) = (self.name().to_owned(), map.name().to_owned());
+                ProgramError::Owner { program, map, error }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What runs. Whoever asks first makes it.
+    #[inline]
     pub(crate) fn executable(&self) -> &Arc<Executable> {
-        &self.0.executable
+        self.0.executable.get_or_init(|| Arc::new(self.0.make()))
     }
 
     /// The program's name; empty for one made from instructions.
@@ -344,7 +367,7 @@ impl Program {
 
     /// What executes the program: what was asked for, or the interpreter where no machine code could be made.
     pub fn engine(&self) -> Engine {
-        self.0.executable.engine()
+        self.executable().engine()
     }
 
     /// The program's machine code; `None` in the interpreter.
@@ -353,12 +376,12 @@ impl Program {
     /// `jited_prog_insns` of `struct bpf_prog_info`
     #[doc(alias = "jited_prog_insns")]
     pub fn jited(&self) -> Option<&[u8]> {
-        self.0.executable.compiled.as_deref().map(|compiled| compiled.bytes())
+        self.executable().compiled.as_deref().map(|compiled| compiled.bytes())
     }
 
     /// The machine code as text, function by function; `None` in the interpreter.
     pub fn disassemble(&self) -> Option<String> {
-        let executable = &self.0.executable;
+        let executable = self.executable();
         executable.compiled.as_ref()?;
         let proven = |at| self.0.xlated.safety(at) == Safety::Proven;
         let insns = self.0.xlated.link(&self.0.maps);
@@ -368,7 +391,7 @@ impl Program {
     /// How many loads, stores and atomic operations the machine code has that need no check; and that have one. `None`
     /// in the interpreter, which checks all of them.
     pub fn accesses(&self) -> Option<Accesses> {
-        self.0.executable.compiled.as_deref().map(|compiled| compiled.accesses())
+        self.executable().compiled.as_deref().map(|compiled| compiled.accesses())
     }
 
     /// Whether the memory access of instruction `insn` of [`Program::xlated`] was proved to be allowed in every run.
@@ -404,17 +427,18 @@ impl Program {
     /// The same program with another bound on a run: it ends after about `fuel` instructions.
     #[must_use]
     pub fn with_fuel(mut self, fuel: u64) -> Self {
-        let inner = Arc::make_mut(&mut self.0);
-        let executable = Arc::make_mut(&mut inner.executable);
-        executable.environment = executable.environment.clone().with_fuel(fuel);
+        let mut executable = Executable::clone(self.executable());
+        executable.environment = executable.environment.with_fuel(fuel);
+        Arc::make_mut(&mut self.0).executable = OnceLock::from(Arc::new(executable));
         self
     }
 
     /// The same program, which may touch the values of one more map, whose address it is given.
     pub(crate) fn with_map(mut self, map: MapRef) -> Self {
+        let executable = self.executable().with_map(map.clone());
         let inner = Arc::make_mut(&mut self.0);
-        inner.maps.push(map.clone());
-        inner.executable = Arc::new(inner.executable.with_map(map));
+        inner.maps.push(map);
+        inner.executable = OnceLock::from(Arc::new(executable));
         self
     }
 
@@ -440,7 +464,7 @@ impl Program {
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
         self.check_context(context)?;
-        let r0 = run(&self.0.executable, context).map_err(|fault| *fault)?;
+        let r0 = run(self.executable(), context).map_err(|fault| *fault)?;
         Ok(Outcome { r0 })
     }
 
@@ -468,7 +492,7 @@ impl Program {
     pub fn profile(&self, context: &mut Context, profile: &mut Profile) -> Result<Outcome, Fault> {
         self.check_context(context)?;
         profile.counts.resize(self.0.xlated.len(), 0);
-        let r0 = interp::profile(&self.0.executable, context, &mut profile.counts)
+        let r0 = interp::profile(self.executable(), context, &mut profile.counts)
             .map_err(|fault| *fault)?;
         Ok(Outcome { r0 })
     }
@@ -501,25 +525,23 @@ impl ProgramObject for Program {
     }
 
     fn owner(&self) -> Owner {
-        self.0.owner
+        Owner { jited: self.engine() == Engine::Jit, ..self.0.owner }
     }
 }
 
-/// The program in the form that the engine wants.
-fn executable(
-    xlated: &Xlated,
-    maps: &[MapRef],
-    environment: RunEnvironment,
-    engine: Engine,
-) -> Executable {
-    let insns = xlated.link(maps);
-    let code = Code::new(&insns);
-    let proven = |at| xlated.safety(at) == Safety::Proven;
-    let compiled = match engine {
-        Engine::Interp => None,
-        Engine::Jit => jit::compile(&insns, &code, &environment, &proven).map(Arc::new),
-    };
-    Executable { code, compiled, environment }
+impl Inner {
+    /// The program in the form that the engine wants.
+    fn make(&self) -> Executable {
+        let insns = self.xlated.link(&self.maps);
+        let code = Code::new(&insns);
+        let environment = RunEnvironment::new(&self.name, &self.maps, &self.helpers);
+        let proven = |at| self.xlated.safety(at) == Safety::Proven;
+        let compiled = match self.engine {
+            Engine::Interp => None,
+            Engine::Jit => jit::compile(&insns, &code, &environment, &proven).map(Arc::new),
+        };
+        Executable { code, compiled, environment }
+    }
 }
 
 /// What a program is made from.
@@ -567,18 +589,6 @@ fn maps_of<'a>(insns: &[Insn], maps: &'a [MapRef]) -> impl Iterator<Item = &'a M
     insns.iter().filter(is_map).filter_map(|insn| maps.get(insn.imm as usize))
 }
 
-/// Makes a program the owner of each PROG_ARRAY it refers to, or finds it unlike the owner there is.
-///
-/// # Kernel
-/// `bpf_check_tail_call`
-fn claim_prog_arrays<'a>(
-    insns: &[Insn],
-    maps: &'a [MapRef],
-    owner: &Owner,
-) -> Result<(), (&'a MapRef, OwnerError)> {
-    maps_of(insns, maps).try_for_each(|map| map.claim_owner(owner).map_err(|error| (map, error)))
-}
-
 impl fmt::Debug for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Program({:?}, {})", self.name(), self.prog_type())
@@ -599,3 +609,6 @@ fn line_of(lines: &[(usize, SourceLine)], insn: usize) -> Option<&SourceLine> {
     let behind = lines.partition_point(|(first, _)| *first <= insn);
     Some(&lines.get(behind.checked_sub(1)?)?.1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Programs as machine code, made by Cranelift when they are loaded.
+//! Programs as machine code, made by Cranelift when they first need it.
 //!
 //! Translation takes the instructions that the interpreter takes, addresses and all, and knows of arrays as
 //! little as that does: lookups become address arithmetic because [`analysis`] and Cranelift optimise what
@@ -17,6 +17,7 @@ mod translate;
 mod values;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::resume_unwind;
@@ -135,14 +136,33 @@ impl fmt::Debug for Compiled {
     }
 }
 
+/// What Cranelift works in. It keeps its memory from program to program, which is much of what a short one takes.
+struct Workshop {
+    context: Context,
+    builder_context: FunctionBuilderContext,
+}
+
+impl Workshop {
+    /// A program that is longer than this leaves no memory behind.
+    const KEPT: usize = 4096;
+
+    fn new() -> Box<Self> {
+        let (context, builder_context) = (Context::new(), FunctionBuilderContext::new());
+        Box::new(Self { context, builder_context })
+    }
+}
+
+thread_local! {
+    static WORKSHOP: Cell<Option<Box<Workshop>>> = const { Cell::new(None) };
+}
+
 /// Makes the code of all functions of a program.
 struct Maker<'a> {
     insns: &'a [Insn],
     code: &'a Code,
     environment: &'a Environment,
     proven: &'a dyn Fn(usize) -> bool,
-    context: Context,
-    builder_context: FunctionBuilderContext,
+    workshop: Box<Workshop>,
     want_text: bool,
 }
 
@@ -170,8 +190,8 @@ impl<'a> Maker<'a> {
         proven: &'a dyn Fn(usize) -> bool,
         want_text: bool,
     ) -> Self {
-        let (context, builder_context) = (Context::new(), FunctionBuilderContext::new());
-        Self { insns, code, environment, proven, context, builder_context, want_text }
+        let workshop = WORKSHOP.try_with(Cell::take).ok().flatten().unwrap_or_else(Workshop::new);
+        Self { insns, code, environment, proven, workshop, want_text }
     }
 
     fn run(mut self) -> Option<Made> {
@@ -184,6 +204,10 @@ impl<'a> Maker<'a> {
                 self.function(at, &mut made)?;
                 wanted.extend(made.calls[before..].iter().map(|(_, _, target, _)| *target));
             }
+        }
+        // Where compiling failed it is dropped, for who knows how it was left.
+        if self.insns.len() <= Workshop::KEPT {
+            let _ = WORKSHOP.try_with(|place| place.set(Some(self.workshop)));
         }
         made.link().map(|()| made)
     }
@@ -199,15 +223,16 @@ impl<'a> Maker<'a> {
             has_callbacks: self.code.entries().next().is_some(),
             proven: self.proven,
         };
-        self.context.clear();
-        self.context.set_disasm(self.want_text);
+        let Workshop { context, builder_context } = &mut *self.workshop;
+        context.clear();
+        context.set_disasm(self.want_text);
         let (accesses, literals) =
-            translate::function(&subject, &mut self.context.func, &mut self.builder_context);
+            translate::function(&subject, &mut context.func, builder_context);
         made.literals.push(literals);
         made.accesses.proven += accesses.proven;
         made.accesses.guarded += accesses.guarded;
-        self.context.compile(&**isa, &mut ControlPlane::default()).ok()?;
-        let code = self.context.compiled_code()?;
+        context.compile(&**isa, &mut ControlPlane::default()).ok()?;
+        let code = context.compiled_code()?;
         let start = made.bytes.len().next_multiple_of(ALIGN);
         made.bytes.resize(start, 0);
         made.bytes.extend_from_slice(code.code_buffer());
@@ -215,7 +240,7 @@ impl<'a> Maker<'a> {
         if let Some(text) = &code.vcode {
             made.text.push_str(&format!("function at instruction {at}:\n{text}\n"));
         }
-        let names = self.context.func.params.user_named_funcs();
+        let names = context.func.params.user_named_funcs();
         for reloc in code.buffer.relocs() {
             let cranelift_codegen::FinalizedRelocTarget::ExternalName(ExternalName::User(name)) =
                 reloc.target
