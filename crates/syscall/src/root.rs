@@ -266,7 +266,12 @@ impl Root {
 
     /// Whether somebody wants statistics of programs.
     pub(crate) fn is_stats_enabled(&self) -> bool {
-        let Ok(file) = open_as(&self.stats(), HandleMode::ReadOnly) else { return false };
+        let path = self.stats();
+        // Mostly there is none, which is told faster than it is not opened.
+        if !path.exists() {
+            return false;
+        }
+        let Ok(file) = open_as(&path, HandleMode::ReadOnly) else { return false };
         let lock = retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive));
         lock == Err(Errno::EAGAIN)
     }
