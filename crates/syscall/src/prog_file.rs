@@ -14,12 +14,13 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x8fBPFPRG\n";
 
 const VERSION: u32 = 1;
 const TAG_LEN: usize = 8;
-const HEADER_LEN: usize = 256;
+const HEADER_LEN: usize = 272;
 const RUN_TIME_NS: usize = 88;
 const RUN_CNT: usize = 96;
 const TAG: usize = 56;
 const ATTACH_BTF_ID: usize = 80;
 const REST_OF_HASH: usize = 104;
+const MADE: usize = 256;
 const LICENSE: usize = 128;
 
 /// Bytes of a license, with its NUL.
@@ -97,6 +98,18 @@ fn bytes<const N: usize, const LEN: usize>(words: [u32; N]) -> [u8; LEN] {
     bytes
 }
 
+/// What the loader made of a program: how long that is, so that whoever asks need not make it again.
+#[derive(Copy, Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Made {
+    /// Bytes of translated instructions.
+    pub(crate) xlated: u32,
+    /// Bytes of machine code, which each process makes for itself.
+    pub(crate) jited: u32,
+    /// Records that the translation left.
+    pub(crate) func_info: u32,
+    pub(crate) line_info: u32,
+}
+
 /// A program as it was loaded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ProgFile {
@@ -119,6 +132,7 @@ pub(crate) struct ProgFile {
     pub(crate) insns: Vec<Insn>,
     pub(crate) func_info: Vec<FuncInfo>,
     pub(crate) line_info: Vec<LineInfo>,
+    pub(crate) made: Made,
     /// Ids of the maps it was loaded with, then of those that were bound to it.
     pub(crate) maps: Vec<u32>,
 }
@@ -172,6 +186,8 @@ impl ProgFile {
             put(68 + 4 * place, &(count as u32).to_le_bytes());
         }
         put(ATTACH_BTF_ID, &self.attach_btf_id.to_le_bytes());
+        let Made { xlated, jited, func_info, line_info } = self.made;
+        put(MADE, &bytes::<4, 16>([xlated, jited, func_info, line_info]));
         put(LICENSE, &self.license[..self.license.len().min(LICENSE_LEN - 1)]);
         file.extend(self.insns.iter().flat_map(|insn| insn.encode()));
         file.extend(self.func_info.iter().flat_map(|info| info.encode()));
@@ -213,6 +229,12 @@ impl ProgFile {
             load_time: u64::from_le_bytes(*header[48..].first_chunk()?),
             hash: hash(header)?,
             license,
+            made: Made {
+                xlated: word(MADE)?,
+                jited: word(MADE + 4)?,
+                func_info: word(MADE + 8)?,
+                line_info: word(MADE + 12)?,
+            },
             btf_id: word(64)?,
             attach_btf_id: word(ATTACH_BTF_ID)?,
             insns: records(&mut rest, word(68)?, Insn::decode)?,
@@ -286,6 +308,7 @@ mod tests {
             insns: vec![Insn::mov64_imm(Reg::R0, 2), Insn::exit()],
             func_info: vec![FuncInfo { insn_off: 0, type_id: 4 }],
             line_info: vec![LineInfo { insn_off: 1, file_name_off: 2, line_off: 3, line_col: 4 }],
+            made: Made { xlated: 16, jited: 45, func_info: 1, line_info: 1 },
             maps: vec![5, 7],
         }
     }

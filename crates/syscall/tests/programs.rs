@@ -6,7 +6,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use bpfarray_core::insn::{Insn, Reg, pseudo, size};
+use bpfarray_core::helper_id;
+use bpfarray_core::insn::{Insn, Reg, X, alu, class, jmp, pseudo, size};
 use bpfarray_syscall::{Errno, Kernel, Root};
 use bpfarray_vm::prog_hash;
 
@@ -23,6 +24,9 @@ const INFO: u32 = 15;
 const BIND_MAP: u32 = 35;
 
 const XDP: u64 = 6;
+
+/// Bytes before the instructions in the file of a program.
+const HEADER: u64 = 272;
 
 /// A root directory of one test, as one process sees it.
 struct Fixture {
@@ -195,6 +199,77 @@ fn a_pinned_program_runs_for_every_process_and_counts_in_the_same_map() {
     assert_eq!(test.next_id(MAP_NEXT_ID), Err(Errno::ENOENT));
 }
 
+/// The numbers that `struct bpf_prog_info` has at some offsets, with room for `xlated` bytes of instructions.
+fn info(test: &Fixture, prog: i32, xlated: &mut [u8]) -> [u32; 5] {
+    let mut info = [0_u8; 232];
+    info[20..24].copy_from_slice(&(xlated.len() as u32).to_ne_bytes());
+    info[32..40].copy_from_slice(&address(xlated.as_mut_ptr()).to_ne_bytes());
+    let at = address(info.as_mut_ptr());
+    test.call(INFO, &mut block(&[(0, prog as u64, 4), (4, 232, 4), (8, at, 8)])).unwrap();
+    [16, 20, 52, 144, 148].map(|at| u32::from_ne_bytes(info[at..at + 4].try_into().unwrap()))
+}
+
+#[test]
+fn lengths_are_told_without_making_the_program_and_are_those_of_what_is_made() {
+    let test = fixture("lengths");
+    let map = test.map();
+    let prog = test.load(&counting(map)).unwrap();
+    test.path(OBJ_PIN, "/sys/fs/bpf/x", prog).unwrap();
+    let here = info(&test, prog, &mut []);
+    assert_eq!(here[1..], [6 * 8, 1, 0, 0]);
+    let other = test.other_process();
+    let prog = other.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+    assert_eq!(info(&other, prog, &mut []), here);
+    let mut xlated = [0; 6 * 8];
+    assert_eq!(info(&other, prog, &mut xlated), here);
+    assert_eq!(xlated[40..], Insn::exit().encode());
+    // Nobody had to verify it: instructions that cannot be made are still told by their lengths.
+    let pinned = test.kernel.root().pins().join("x");
+    let file = File::options().write(true).open(pinned).unwrap();
+    file.write_all_at(&[0xff], HEADER + 8 * 2).unwrap();
+    let third = test.other_process();
+    let prog = third.path(OBJ_GET, "/sys/fs/bpf/x", 0).unwrap();
+    assert_eq!(info(&third, prog, &mut []), here);
+    assert!(third.run(prog).is_err());
+}
+
+#[test]
+fn runs_on_one_thread_know_nothing_of_each_others_packets() {
+    let test = fixture("packets");
+    // Gives the first byte, and puts 8 bytes in front of the packet.
+    let insns = [
+        Insn::mov64_reg(Reg::R6, Reg::R1),
+        Insn::mov64_imm(Reg::R0, 0),
+        Insn::ldx_mem(size::W, Reg::R2, Reg::R1, 0),
+        Insn::ldx_mem(size::W, Reg::R3, Reg::R1, 4),
+        Insn::mov64_reg(Reg::R4, Reg::R2),
+        Insn::alu64_imm(alu::ADD, Reg::R4, 1),
+        Insn::new(class::JMP | jmp::JGT | X, Reg::R4, Reg::R3, 5, 0),
+        Insn::ldx_mem(size::B, Reg::R7, Reg::R2, 0),
+        Insn::mov64_reg(Reg::R1, Reg::R6),
+        Insn::mov64_imm(Reg::R2, -8),
+        Insn::call(helper_id::XDP_ADJUST_HEAD),
+        Insn::mov64_reg(Reg::R0, Reg::R7),
+        Insn::exit(),
+    ];
+    let prog = test.load(&insns).unwrap();
+    for (byte, len) in [(1_u8, 100_usize), (2, 20), (3, 5000), (4, 20), (5, 64)] {
+        let (packet, mut out) = (vec![byte; len], vec![0xff; len + 8]);
+        let at = [address(packet.as_ptr()), address(out.as_mut_ptr())];
+        let words = [
+            (0, prog as u64, 4),
+            (8, len as u64, 4),
+            (12, out.len() as u64, 4),
+            (16, at[0], 8),
+            (24, at[1], 8),
+        ];
+        let mut block = block(&words);
+        test.call(TEST_RUN, &mut block[..80]).unwrap();
+        assert_eq!(block[4], byte);
+        assert_eq!(out, [vec![0; 8], packet].concat());
+    }
+}
+
 #[test]
 fn an_exclusive_map_is_for_its_program_in_every_process() {
     let test = fixture("exclusive");
@@ -237,8 +312,7 @@ fn a_program_file_that_somebody_changed_is_verified_or_refused() {
     let mut original = vec![0; file.metadata().unwrap().len() as usize];
     file.read_exact_at(&mut original, 0).unwrap();
     // After the header: an unknown opcode, a map that is not in the list, a jump out of the program.
-    let header = 256;
-    let insn = |at: usize| header + 8 * at;
+    let insn = |at: usize| HEADER as usize + 8 * at;
     let changes: [(usize, &[u8]); 5] = [
         (insn(2), &[0xff]),
         (insn(0) + 4, &[1]),

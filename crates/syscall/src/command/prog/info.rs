@@ -8,7 +8,7 @@ use super::super::info::Info;
 use crate::attr::Attr;
 use crate::kernel::Kernel;
 use crate::prog::ProgObject;
-use crate::prog_file::{FuncInfo, LineInfo};
+use crate::prog_file::{FuncInfo, LineInfo, Made, ProgFile};
 
 /// Bytes of `struct bpf_prog_info`.
 const SIZE: usize = 232;
@@ -72,37 +72,49 @@ pub(in super::super) fn prog_info(
     told.info.put(208, &[0; 8]);
     told.info.put_u32(216, file.verified_insns());
     told.info.put_u32(128, file.btf_id);
-    let program = prog.program()?;
-    let xlated: Vec<u8> = program.xlated().iter().flat_map(|insn| insn.encode()).collect();
-    told.records(XLATED_PROG_LEN, XLATED_PROG_INSNS, 1, &xlated)?;
-    // The interpreter has no machine code, and so none of its functions either.
-    let jited = program.jited().unwrap_or_default();
-    told.records(JITED_PROG_LEN, JITED_PROG_INSNS, 1, jited)?;
-    let start = (jited.as_ptr().addr() as u64).to_ne_bytes();
-    told.records(NR_JITED_KSYMS, JITED_KSYMS, 8, &start)?;
-    told.records(NR_JITED_FUNC_LENS, JITED_FUNC_LENS, 4, &(jited.len() as u32).to_ne_bytes())?;
     // The kernel's BTF is none of the objects here.
     told.info.put_u32(220, 0);
     told.info.put_u32(224, file.attach_btf_id);
-    let places = Places::of(program, xlated.len() / INSN_SIZE);
-    let functions = places.moved(&file.func_info, |info| &mut info.insn_off);
-    let functions: Vec<u8> = functions.into_iter().flat_map(FuncInfo::encode).collect();
-    told.records(NR_FUNC_INFO, FUNC_INFO, FuncInfo::LEN, &functions)?;
-    let lines = places.moved(&file.line_info, |info| &mut info.insn_off);
-    let lines: Vec<u8> = lines.into_iter().flat_map(LineInfo::encode).collect();
-    told.records(NR_LINE_INFO, LINE_INFO, LineInfo::LEN, &lines)?;
     // Which machine code is a line's, nobody keeps.
     told.info.put_u32(NR_JITED_LINE_INFO, 0);
     told.records(NR_PROG_TAGS, PROG_TAGS, 8, &file.tag())?;
+    if OF_PROGRAM.iter().any(|(count, _)| told.info.u32(*count) != 0) {
+        told.program(file, prog.program()?)?;
+    } else {
+        for (count, number) in OF_PROGRAM {
+            told.info.put_u32(count, number(&file.made));
+        }
+    }
     told.info.write(kernel, attr)
+}
+
+/// How much there is to tell of a program that takes making it, and who knows that without.
+const OF_PROGRAM: [(usize, fn(&Made) -> u32); 6] = [
+    (XLATED_PROG_LEN, |made| made.xlated),
+    (JITED_PROG_LEN, |made| made.jited),
+    (NR_JITED_KSYMS, |_| 1),
+    (NR_JITED_FUNC_LENS, |_| 1),
+    (NR_FUNC_INFO, |made| made.func_info),
+    (NR_LINE_INFO, |made| made.line_info),
+];
+
+/// What a program that was just made is known by.
+pub(super) fn made(file: &ProgFile, program: &Program) -> Made {
+    let places = Places::of(program);
+    Made {
+        xlated: (program.xlated().len() * INSN_SIZE) as u32,
+        jited: program.jited().map_or(0, <[u8]>::len) as u32,
+        func_info: places.moved(&file.func_info, |info| &mut info.insn_off).len() as u32,
+        line_info: places.moved(&file.line_info, |info| &mut info.insn_off).len() as u32,
+    }
 }
 
 /// Where instructions are after the translation.
 struct Places(Vec<usize>);
 
 impl Places {
-    fn of(program: &Program, xlated: usize) -> Self {
-        Self((0..xlated).map(|insn| program.origin(insn)).collect())
+    fn of(program: &Program) -> Self {
+        Self((0..program.xlated().len()).map(|insn| program.origin(insn)).collect())
     }
 
     /// Records at their instructions' new places. Of those whose instructions were removed the last one remains, if what follows
@@ -135,6 +147,28 @@ struct Told<'a> {
 }
 
 impl Told<'_> {
+    /// What is in a program, as much of each as the caller has room for.
+    fn program(&mut self, file: &ProgFile, program: &Program) -> Result<(), Errno> {
+        let xlated: Vec<u8> = program.xlated().iter().flat_map(|insn| insn.encode()).collect();
+        self.records(XLATED_PROG_LEN, XLATED_PROG_INSNS, 1, &xlated)?;
+        // The interpreter has no machine code, and so none of its functions either.
+        let jited = program.jited().unwrap_or_default();
+        // Addresses may be longer here than where it was loaded; callers have room for what they were told first.
+        let jited = &jited[..jited.len().min(file.made.jited as usize)];
+        self.records(JITED_PROG_LEN, JITED_PROG_INSNS, 1, jited)?;
+        let start = (jited.as_ptr().addr() as u64).to_ne_bytes();
+        self.records(NR_JITED_KSYMS, JITED_KSYMS, 8, &start)?;
+        let len = (jited.len() as u32).to_ne_bytes();
+        self.records(NR_JITED_FUNC_LENS, JITED_FUNC_LENS, 4, &len)?;
+        let places = Places::of(program);
+        let functions = places.moved(&file.func_info, |info| &mut info.insn_off);
+        let functions: Vec<u8> = functions.into_iter().flat_map(FuncInfo::encode).collect();
+        self.records(NR_FUNC_INFO, FUNC_INFO, FuncInfo::LEN, &functions)?;
+        let lines = places.moved(&file.line_info, |info| &mut info.insn_off);
+        let lines: Vec<u8> = lines.into_iter().flat_map(LineInfo::encode).collect();
+        self.records(NR_LINE_INFO, LINE_INFO, LineInfo::LEN, &lines)
+    }
+
     /// Copies as many records as the caller has room for, and says how many there are.
     fn records(
         &mut self,

@@ -13,13 +13,14 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::super::log::Log;
 use super::attach;
+use super::info::made;
 use super::maps::{Refused, UsedMaps};
 use super::records::{self, FUNC_INFO, LINE_INFO};
 use crate::attr::{ATTR_SIZE, Attr};
 use crate::file::{MapObject, Object};
 use crate::kernel::Kernel;
 use crate::prog::{self, F_SLEEPABLE, ProgObject};
-use crate::prog_file::{LICENSE_LEN, MAX_INSNS, NAME_LEN, ProgFile};
+use crate::prog_file::{LICENSE_LEN, MAX_INSNS, Made, NAME_LEN, ProgFile};
 use crate::root::Kind;
 
 const PROG_TYPE: usize = 0;
@@ -87,6 +88,7 @@ pub(in super::super) fn load(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno>
         insns,
         func_info: Vec::new(),
         line_info: Vec::new(),
+        made: Made::default(),
         maps: Vec::new(),
     };
     let (buf, size) = (attr.pointer(LOG_BUF), attr.u32(LOG_SIZE));
@@ -159,6 +161,7 @@ fn check(
             error => (errno, error.to_string()),
         }
     })?;
+    file.made = made(&file, &program);
     Ok(Checked { file, maps, program })
 }
 
