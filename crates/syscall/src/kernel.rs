@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bpfarray::Directory;
@@ -18,7 +19,7 @@ use crate::file::{FdSet, Files, INTERNAL, Link, MapObject, NotOurs, Object, Open
 use crate::link::LinkFile;
 use crate::listing::Listing;
 use crate::prog::ProgObject;
-use crate::root::{Kind, Locked, Root, open_as};
+use crate::root::{Kind, Locked, Root, Turn, open_as};
 use crate::user::{UserAddr, UserMemory};
 
 /// Answers bpf(2) for this process. There should be one in a process: files that one opens, the other does not know.
@@ -35,7 +36,9 @@ pub struct Kernel {
     pub(crate) listing: Arc<Listing>,
     pub(crate) user: UserMemory,
     /// Held while the directory is locked. Whoever needs both takes it before `files`.
-    turn: Mutex<()>,
+    turn: Mutex<Turn>,
+    /// The program whose maps were told last, for which somebody is likely to ask next.
+    pub(crate) told: AtomicU32,
     files: RwLock<Files>,
     /// The descriptors that `files` knows.
     remembered: FdSet,
@@ -62,9 +65,10 @@ impl std::fmt::Debug for FdSet {
 impl Kernel {
     /// Over the objects in a root directory.
     pub fn new(root: Root) -> Self {
-        let (turn, files) = (Mutex::default(), RwLock::default());
+        let (turn, files, told) = (Mutex::default(), RwLock::default(), AtomicU32::new(0));
         let listing = Listing::new(&root);
-        Self { root, listing, user: UserMemory::new(), turn, files, remembered: FdSet::new() }
+        let (user, remembered) = (UserMemory::new(), FdSet::new());
+        Self { root, listing, user, turn, told, files, remembered }
     }
 
     /// The same for calls of other processes, which its threads answer one at a time: see [`caller`].
@@ -276,7 +280,7 @@ impl Kernel {
 pub struct ForkGuard<'a> {
     kernel: &'a Kernel,
     files: RwLockWriteGuard<'a, Files>,
-    _turn: MutexGuard<'a, ()>,
+    _turn: MutexGuard<'a, Turn>,
 }
 
 impl ForkGuard<'_> {

@@ -20,6 +20,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use bpfarray_core::Errno;
 use bpfarray_core::map::HandleMode;
@@ -148,6 +149,9 @@ pub struct Root {
     path: PathBuf,
 }
 
+/// Held by the thread of this process whose turn it is to change the directory: of which kind keepers were looked through last.
+pub(crate) type Turn = Cell<Option<(Kind, Instant)>>;
+
 /// Keeps everybody else from giving out ids, linking and sweeping.
 pub(crate) struct Locked<'a> {
     pub(crate) root: &'a Root,
@@ -156,7 +160,7 @@ pub(crate) struct Locked<'a> {
     /// How many of [`Kind::ALL`], from the first one on, have been looked through.
     swept: Cell<usize>,
     /// Only after the lock: a child that is forked meanwhile must not have the open file.
-    _turn: MutexGuard<'a, ()>,
+    turn: MutexGuard<'a, Turn>,
 }
 
 impl Root {
@@ -277,11 +281,11 @@ impl Root {
     }
 
     /// Waits for its turn to change the directory, among the threads of this process and among processes.
-    pub(crate) fn lock<'a>(&'a self, turn: MutexGuard<'a, ()>) -> Result<Locked<'a>, Errno> {
+    pub(crate) fn lock<'a>(&'a self, turn: MutexGuard<'a, Turn>) -> Result<Locked<'a>, Errno> {
         let ids = open_or_create(&self.path.join("ids"))?;
         retry(|| flock(&ids, FlockOperation::LockExclusive))?;
         let (in_slots, swept) = (InSlots::default(), Cell::new(0));
-        Ok(Locked { root: self, ids, in_slots, swept, _turn: turn })
+        Ok(Locked { root: self, ids, in_slots, swept, turn })
     }
 
     /// Which object an open file is, by what it says itself and where it is listed.
@@ -318,12 +322,7 @@ impl Locked<'_> {
     /// ENOSPC after 2³¹ - 2 of them.
     pub(crate) fn next_id(&self, kind: Kind) -> Result<u32, Errno> {
         const SWEEP_EVERY: u32 = 64;
-        let mut last = [0; 4];
-        // A new file has no bytes yet.
-        let last = match self.ids.read_exact_at(&mut last, kind.counter_offset()) {
-            Ok(()) => u32::from_le_bytes(last),
-            Err(_) => self.list(kind)?.last().copied().unwrap_or(0),
-        };
+        let last = self.last_id(kind)?;
         let id = last.checked_add(1).filter(|&id| id < i32::MAX.cast_unsigned());
         let id = id.ok_or(Errno::ENOSPC)?;
         self.ids
@@ -333,6 +332,16 @@ impl Locked<'_> {
             self.sweep()?;
         }
         Ok(id)
+    }
+
+    /// The id of the kind that was given out last, or 0.
+    fn last_id(&self, kind: Kind) -> Result<u32, Errno> {
+        let mut last = [0; 4];
+        // A new file has no bytes yet.
+        match self.ids.read_exact_at(&mut last, kind.counter_offset()) {
+            Ok(()) => Ok(u32::from_le_bytes(last)),
+            Err(_) => Ok(self.list(kind)?.last().copied().unwrap_or(0)),
+        }
     }
 
     /// Makes the file of a new BTF object.
@@ -420,6 +429,16 @@ impl Locked<'_> {
         self.open_new(kind, id, mode)
     }
 
+    /// As [`Locked::open`], for a map that `keeper` may keep: if it does, nobody else has to be looked at.
+    pub(crate) fn open_map(&self, id: u32, mode: HandleMode, keeper: u32) -> Result<File, Errno> {
+        let keeps = self.root.name_kept_by((Kind::Prog, keeper), Kind::Map, id).exists();
+        if keeps && self.is_alive(Kind::Prog, keeper)? {
+            self.empty_if_unused(id)?;
+            return self.open_new(Kind::Map, id, mode);
+        }
+        self.open(Kind::Map, id, mode)
+    }
+
     /// As [`Locked::open`], for an object that was made under this lock.
     pub(crate) fn open_new(&self, kind: Kind, id: u32, mode: HandleMode) -> Result<File, Errno> {
         let file = open_as(&self.root.object(kind, id), mode)?;
@@ -435,7 +454,25 @@ impl Locked<'_> {
 
     /// The smallest id greater than `after` of an object that somebody refers to.
     pub(crate) fn next(&self, kind: Kind, after: u32) -> Result<Option<u32>, Errno> {
-        for id in self.list(kind)?.into_iter().filter(|&id| id > after) {
+        /// How many ids are tried, before it takes less to read the directory.
+        const NEAR: u32 = 64;
+        /// Who goes on within this time, with a listing that began with 0, is told of keepers what was found when it began.
+        const SAME_LISTING: Duration = Duration::from_millis(100);
+        let is_recent = |(of, at): (Kind, Instant)| of == kind && at.elapsed() < SAME_LISTING;
+        if after != 0 && self.turn.get().is_some_and(is_recent) {
+            self.swept.set(Kind::ALL.iter().take_while(|&&keeper| keeper != kind).count());
+        }
+        let last = self.last_id(kind)?;
+        let far = after.saturating_add(NEAR).min(last);
+        for id in after.saturating_add(1)..=far {
+            if self.is_alive(kind, id)? {
+                return Ok(Some(id));
+            }
+        }
+        if far == last {
+            return Ok(None);
+        }
+        for id in self.list(kind)?.into_iter().filter(|&id| id > far) {
             if self.is_alive(kind, id)? {
                 return Ok(Some(id));
             }
@@ -465,8 +502,7 @@ impl Locked<'_> {
     fn is_alive(&self, kind: Kind, id: u32) -> Result<bool, Errno> {
         let path = self.root.object(kind, id);
         let mut state = State::of(&path)?;
-        if matches!(state, State::Named(_)) {
-            self.sweep_keepers(kind)?;
+        if matches!(state, State::Named(_)) && self.sweep_keepers(kind)? {
             state = State::of(&path)?;
         }
         match state {
@@ -485,9 +521,16 @@ impl Locked<'_> {
         Ok(false)
     }
 
-    /// Removes what can keep objects of a kind, besides descriptors and pins, and is kept by nobody itself.
-    pub(crate) fn sweep_keepers(&self, kind: Kind) -> Result<(), Errno> {
-        self.sweep_while(|keeper| keeper != kind)
+    /// Removes what can keep objects of a kind, besides descriptors and pins, and is kept by nobody itself. Whether it had
+    /// to look.
+    pub(crate) fn sweep_keepers(&self, kind: Kind) -> Result<bool, Errno> {
+        let before = self.swept.get();
+        self.sweep_while(|keeper| keeper != kind)?;
+        let has_looked = self.swept.get() != before;
+        if has_looked {
+            self.turn.set(Some((kind, Instant::now())));
+        }
+        Ok(has_looked)
     }
 
     /// All ids of a kind, in order.

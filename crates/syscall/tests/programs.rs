@@ -234,6 +234,41 @@ fn lengths_are_told_without_making_the_program_and_are_those_of_what_is_made() {
 }
 
 #[test]
+fn maps_that_a_program_was_told_to_have_are_found_only_as_long_as_it_has_them() {
+    let test = fixture("told");
+    let map = test.map();
+    let prog = test.load(&counting(map)).unwrap();
+    test.close(map);
+    let fd_by_id = |id: u32| test.call(MAP_FD_BY_ID, &mut block(&[(0, id.into(), 4)])[..12]);
+    info(&test, prog, &mut []);
+    test.close(fd_by_id(1).unwrap());
+    assert_eq!(fd_by_id(2), Err(Errno::ENOENT));
+    test.close(prog);
+    assert_eq!(fd_by_id(1), Err(Errno::ENOENT));
+}
+
+#[test]
+fn ids_that_are_far_apart_are_all_listed() {
+    let test = fixture("far");
+    let maps: Vec<_> = (0..200).map(|_| test.map()).collect();
+    for (id, &map) in (1..).zip(&maps) {
+        if ![1, 2, 150, 190].contains(&id) {
+            test.close(map);
+        }
+    }
+    let (mut listed, mut last) = (Vec::new(), 0_u32);
+    loop {
+        let mut block = block(&[(0, last.into(), 4)]);
+        match test.call(MAP_NEXT_ID, &mut block) {
+            Ok(_) => last = u32::from_ne_bytes(block[4..8].try_into().unwrap()),
+            Err(errno) => break assert_eq!(errno, Errno::ENOENT),
+        }
+        listed.push(last);
+    }
+    assert_eq!(listed, [1, 2, 150, 190]);
+}
+
+#[test]
 fn runs_on_one_thread_know_nothing_of_each_others_packets() {
     let test = fixture("packets");
     // Gives the first byte, and puts 8 bytes in front of the packet.

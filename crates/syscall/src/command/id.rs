@@ -1,5 +1,7 @@
 //! Ids of objects.
 
+use std::sync::atomic::Ordering;
+
 use bpfarray_core::Errno;
 use bpfarray_core::attr::MapFlags;
 use bpfarray_core::map::HandleMode;
@@ -61,7 +63,8 @@ pub(super) fn mode_of(flags: u32) -> Result<HandleMode, Errno> {
 pub(super) fn map_fd(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     attr.ends_at(END_OF_MAP_FD)?;
     let mode = mode_of(attr.u32(OPEN_FLAGS))?;
-    let file = kernel.lock()?.open(Kind::Map, attr.u32(ID), mode)?;
+    let told = kernel.told.load(Ordering::Relaxed);
+    let file = kernel.lock()?.open_map(attr.u32(ID), mode, told)?;
     Ok(kernel.install(file, None))
 }
 

@@ -1,5 +1,7 @@
 //! What can be told about a program.
 
+use std::sync::atomic::Ordering;
+
 use bpfarray_core::Errno;
 use bpfarray_core::insn::INSN_SIZE;
 use bpfarray_vm::Program;
@@ -54,6 +56,7 @@ pub(in super::super) fn prog_info(
     let maps = kernel.root.maps_of(prog.id)?;
     let maps: Vec<u8> = maps.iter().flat_map(|id| id.to_ne_bytes()).collect();
     told.records(NR_MAP_IDS, MAP_IDS, 4, &maps)?;
+    kernel.told.store(prog.id, Ordering::Relaxed);
     let sizes = [
         (FUNC_INFO_REC_SIZE, &[NR_FUNC_INFO][..], FuncInfo::LEN),
         (LINE_INFO_REC_SIZE, &[NR_LINE_INFO], LineInfo::LEN),
