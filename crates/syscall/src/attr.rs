@@ -41,7 +41,8 @@ impl Attr {
     /// # Kernel
     /// `CHECK_ATTR`
     pub(crate) fn ends_at(&self, end: usize) -> Result<(), Errno> {
-        let rest = self.bytes.get(end..).unwrap_or_default();
+        // What was left out is zero.
+        let rest = self.bytes.get(end..ATTR_SIZE.min(self.size as usize)).unwrap_or_default();
         if rest.iter().all(|&byte| byte == 0) { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
@@ -105,6 +106,7 @@ impl Attr {
 ///
 /// # Kernel
 /// `bpf_check_uarg_tail_zero`
+#[inline]
 pub(crate) fn check_tail(
     user: &UserMemory,
     addr: UserAddr,
@@ -114,11 +116,17 @@ pub(crate) fn check_tail(
     if size > MAX_SIZE {
         return Err(Errno::E2BIG);
     }
-    let Some(len) = (size as usize).checked_sub(known).filter(|&len| len != 0) else {
-        return Ok(());
-    };
+    match (size as usize).checked_sub(known) {
+        None | Some(0) => Ok(()),
+        Some(len) => check_zero(user, addr.offset(known as u64)?, len),
+    }
+}
+
+/// Refuses bytes, not more than [`MAX_SIZE`], that are not zero.
+#[cold]
+fn check_zero(user: &UserMemory, addr: UserAddr, len: usize) -> Result<(), Errno> {
     let mut tail = [0; MAX_SIZE as usize];
     let tail = &mut tail[..len];
-    user.read(addr.offset(known as u64)?, tail)?;
+    user.read(addr, tail)?;
     if tail.iter().all(|&byte| byte == 0) { Ok(()) } else { Err(Errno::E2BIG) }
 }
