@@ -34,6 +34,7 @@ mod prog;
 mod prog_file;
 mod references;
 mod root;
+mod scratch;
 pub mod seccomp;
 mod trace;
 mod user;

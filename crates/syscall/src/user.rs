@@ -1,7 +1,7 @@
 //! Memory that a caller names by address, which is an allegation until it was copied.
 //!
-//! **Invariant.** Memory is touched in one of two ways. The general one is `process_vm_readv` and
-//! `process_vm_writev` on this process itself: the kernel copies, and reports what it cannot reach. The fast one is
+//! **Invariant.** Memory is touched in one of two ways. In the general one the kernel copies, and reports what it cannot reach:
+//! with `process_vm_readv` and `process_vm_writev` on this process itself, or from a file, see [`Scratch`]. The fast one is
 //! a plain copy, done only if all bytes lie in memory that is there for as long as the calling function runs:
 //!
 //! 1. *the calling thread's stack, from this function's frame upwards*: the frames of active functions, which return
@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use bpfarray_core::Errno;
 
 use crate::caller;
+use crate::scratch::{SLOT, Scratch};
 
 /// An address that a caller gave.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -54,11 +55,12 @@ const PLAIN_MAX: usize = 1024;
 pub(crate) struct UserMemory {
     pid: AtomicI32,
     of_others: bool,
+    scratch: Scratch,
 }
 
 impl UserMemory {
     pub(crate) fn new() -> Self {
-        let memory = Self { pid: AtomicI32::new(0), of_others: false };
+        let memory = Self { pid: AtomicI32::new(0), of_others: false, scratch: Scratch::new() };
         memory.after_fork();
         memory
     }
@@ -76,6 +78,7 @@ impl UserMemory {
     /// The process has another number now.
     pub(crate) fn after_fork(&self) {
         self.pid.store(std::process::id().cast_signed(), Ordering::Relaxed);
+        self.scratch.after_fork();
     }
 
     /// Whether this is the process that the memory is of, not one that borrowed it with `vfork`.
@@ -121,6 +124,12 @@ impl UserMemory {
             // SAFETY: all bytes are in memory of which the invariant says that it is there.
             unsafe { copy_in(addr.0, bytes) };
             return Ok(());
+        }
+        if !self.of_others
+            && bytes.len() <= SLOT
+            && let Some(copied) = self.scratch.write(addr.0, bytes)
+        {
+            return copied;
         }
         let local =
             libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
@@ -317,7 +326,7 @@ unsafe fn copy_out(addr: u64, buf: &mut [u8]) {
 /// # Safety
 /// The bytes at `addr` must be there, and be the caller's to change.
 #[inline]
-unsafe fn copy_in(addr: u64, bytes: &[u8]) {
+pub(crate) unsafe fn copy_in(addr: u64, bytes: &[u8]) {
     let addr = addr as usize;
     // SAFETY: (all blocks) as in `copy_out`.
     if addr.is_multiple_of(8) && bytes.len().is_multiple_of(8) {
