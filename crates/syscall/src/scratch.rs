@@ -1,27 +1,33 @@
-//! A file in memory from which the kernel reads into the memory of this process: less than half of what
-//! `process_vm_writev` takes, and as safe, for the kernel looks at the address it writes to.
+//! Ways by which the kernel copies between the memory of this process and a buffer, in half of the time that
+//! `process_vm_readv` and `process_vm_writev` take, and as safely, for it looks at the addresses: it reads from a file in
+//! memory to where a caller says, and writes what it finds there into a pipe.
 //!
 //! **Invariant.** A [`Page`] that somebody was given is never freed, nor is any mapping, which is [`LEN`] bytes of its file. Bytes of a slot are
 //! written by who has claimed it, with atomic accesses, and read by the kernel only.
 //!
-//! There is no such way for the other direction: what is written to a file may be more than the program's limit for files
+//! The file is not for both directions: what is written to one may be more than the program's limit for files
 //! (`RLIMIT_FSIZE`), which is a signal.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use bpfarray_core::Errno;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, getrlimit};
 
 use crate::file::INTERNAL;
 use crate::user::copy_in;
 
-/// Most bytes that are copied this way.
+/// Most bytes that are copied in these ways. A pipe takes as many at once.
 pub(crate) const SLOT: usize = 1024;
+
+/// How many pipes there can be; as many threads can read at once.
+const PIPES: usize = 4;
 
 const SLOTS: u32 = u64::BITS;
 const LEN: usize = SLOT * SLOTS as usize;
@@ -31,6 +37,67 @@ struct Page {
     base: u64,
     /// A bit for each slot that somebody uses.
     taken: AtomicU64,
+    pipes: [OnceLock<Option<Pipe>>; PIPES],
+    /// A bit for each pipe that somebody uses.
+    busy: AtomicU64,
+}
+
+/// A bit of a number that stays set until this is dropped.
+struct Claim<'a> {
+    bits: &'a AtomicU64,
+    bit: u32,
+}
+
+impl<'a> Claim<'a> {
+    /// The first bit below `count` that is not set, if there is one.
+    fn new(bits: &'a AtomicU64, count: u32) -> Option<Self> {
+        loop {
+            let bit = bits.load(Ordering::Relaxed).trailing_ones();
+            if bit >= count {
+                return None;
+            }
+            if bits.fetch_or(1 << bit, Ordering::Acquire) & 1 << bit == 0 {
+                return Some(Self { bits, bit });
+            }
+        }
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.bits.fetch_and(!(1 << self.bit), Ordering::Release);
+    }
+}
+
+/// A pipe with nothing in it.
+struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+}
+
+impl Pipe {
+    fn new() -> Option<Self> {
+        let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        // The program must not close them.
+        let known = [&out, &into].map(|fd| INTERNAL.insert(fd.as_raw_fd()));
+        (known == [true; 2]).then_some(Self { out, into })
+    }
+
+    fn copy(&self, addr: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
+        let from = ptr::without_provenance(addr as usize);
+        // SAFETY: the kernel checks the address, from which it only reads.
+        let copied = unsafe { libc::write(self.into.as_raw_fd(), from, buf.len()) };
+        let failed = std::io::Error::last_os_error().raw_os_error();
+        if copied.cast_unsigned() == buf.len()
+            && rustix::io::read(&self.out, &mut *buf) == Ok(buf.len())
+        {
+            return Some(Ok(()));
+        }
+        // What came before the fault.
+        while rustix::io::read(&self.out, &mut [0; SLOT]).is_ok_and(|len| len != 0) {}
+        let is_other = copied == -1 && failed != Some(libc::EFAULT);
+        (!is_other).then_some(Err(Errno::EFAULT))
+    }
 }
 
 impl Page {
@@ -47,20 +114,13 @@ impl Page {
         let base = unsafe { mmap(ptr::null_mut(), LEN, prot, MapFlags::SHARED, &file, 0) }.ok()?;
         // The program must not close it.
         INTERNAL.insert(file.as_raw_fd()).then_some(())?;
-        Some(Self { file, base: base.expose_provenance() as u64, taken: AtomicU64::new(0) })
-    }
-
-    fn claim(&self) -> Option<u32> {
-        loop {
-            let taken = self.taken.load(Ordering::Relaxed);
-            let slot = taken.trailing_ones();
-            if slot == SLOTS {
-                return None;
-            }
-            if self.taken.fetch_or(1 << slot, Ordering::Acquire) & 1 << slot == 0 {
-                return Some(slot);
-            }
-        }
+        Some(Self {
+            file,
+            base: base.expose_provenance() as u64,
+            taken: AtomicU64::new(0),
+            pipes: [const { OnceLock::new() }; PIPES],
+            busy: AtomicU64::new(0),
+        })
     }
 
     fn copy(&self, slot: u32, addr: u64, bytes: &[u8]) -> Option<Result<(), Errno>> {
@@ -79,7 +139,7 @@ impl Page {
     }
 }
 
-/// The page of this process, which is made when it is first needed.
+/// What this process has of all this, which is made when it is first needed.
 #[derive(Debug)]
 pub(crate) struct Scratch(AtomicPtr<Page>);
 
@@ -113,10 +173,21 @@ impl Scratch {
     /// EFAULT if some of them cannot be written; those before may have been.
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) -> Option<Result<(), Errno>> {
         let page = self.page()?;
-        let slot = page.claim()?;
-        let copied = page.copy(slot, addr, bytes);
-        page.taken.fetch_and(!(1 << slot), Ordering::Release);
-        copied
+        let slot = Claim::new(&page.taken, SLOTS)?;
+        page.copy(slot.bit, addr, bytes)
+    }
+
+    /// Copies the bytes, at most [`SLOT`], at an address. `None` if it cannot be done this way.
+    ///
+    /// # Errors
+    /// EFAULT if some of them cannot be read. `buf` is as it was then.
+    pub(crate) fn read(&self, addr: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
+        if buf.is_empty() {
+            return Some(Ok(()));
+        }
+        let page = self.page()?;
+        let pipe = Claim::new(&page.busy, PIPES as u32)?;
+        page.pipes.get(pipe.bit as usize)?.get_or_init(Pipe::new).as_ref()?.copy(addr, buf)
     }
 
     /// In the child: parent and child must not write to the same file.
@@ -124,10 +195,13 @@ impl Scratch {
         let page = self.0.swap(ptr::null_mut(), Ordering::AcqRel);
         // SAFETY: as in `page`.
         if let Some(page) = unsafe { page.as_ref() } {
-            let fd = page.file.as_raw_fd();
-            INTERNAL.remove(fd);
-            // SAFETY: it is this page's, which nobody uses any more: other threads are not in the child.
-            unsafe { rustix::io::close(fd) };
+            let pipes = page.pipes.iter().filter_map(|pipe| pipe.get()?.as_ref());
+            let files = pipes.flat_map(|pipe| [&pipe.out, &pipe.into]).chain([&page.file]);
+            for fd in files.map(AsRawFd::as_raw_fd) {
+                INTERNAL.remove(fd);
+                // SAFETY: it is this page's, which nobody uses any more: other threads are not in the child.
+                unsafe { rustix::io::close(fd) };
+            }
         }
     }
 }
@@ -149,11 +223,17 @@ mod tests {
                         let addr = memory.as_mut_ptr().expose_provenance() as u64;
                         assert_eq!(scratch.write(addr, &bytes), Some(Ok(())));
                         assert_eq!(memory[..bytes.len()], bytes);
+                        let mut back = vec![0; bytes.len()];
+                        // Others may have all the pipes.
+                        if scratch.read(addr, &mut back) == Some(Ok(())) {
+                            assert_eq!(back, bytes);
+                        }
                     }
                 });
             }
         });
         let page = scratch.page().unwrap();
+        assert_eq!(page.busy.load(Ordering::Relaxed), 0, "so are all pipes");
         assert_eq!(page.taken.load(Ordering::Relaxed), 0, "all slots are free again");
     }
 
@@ -164,7 +244,34 @@ mod tests {
             let literal = b"literal".as_ptr().addr() as u64;
             assert_eq!(scratch.write(literal, b"LITERAL"), Some(Err(Errno::EFAULT)));
             assert_eq!(scratch.write(4096, &[1]), Some(Err(Errno::EFAULT)));
+            assert_eq!(scratch.read(4096, &mut [1]), Some(Err(Errno::EFAULT)));
         }
+    }
+
+    #[test]
+    fn after_a_fault_on_the_way_nothing_is_left_in_the_pipe() {
+        use rustix::mm::{MprotectFlags, mmap_anonymous, mprotect, munmap};
+        const PAGE: usize = 4096;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new place; the second of its pages is taken away again.
+        let base = unsafe {
+            let base = mmap_anonymous(ptr::null_mut(), 2 * PAGE, prot, MapFlags::PRIVATE).unwrap();
+            mprotect(base.cast::<u8>().add(PAGE).cast(), PAGE, MprotectFlags::empty()).unwrap();
+            base
+        };
+        let end = (base.expose_provenance() + PAGE) as u64;
+        let scratch = Scratch::new();
+        for _ in 0..200 {
+            assert_eq!(scratch.read(end - 100, &mut [7; 200]), Some(Err(Errno::EFAULT)));
+            assert_eq!(scratch.write(end - 100, &[7; 200]), Some(Err(Errno::EFAULT)));
+        }
+        let mut buf = [7; 4];
+        assert_eq!(scratch.read(end - 4, &mut buf), Some(Ok(())));
+        assert_eq!(scratch.write(end - 4, &[9; 4]), Some(Ok(())));
+        assert_eq!(scratch.read(end - 4, &mut buf), Some(Ok(())));
+        assert_eq!(buf, [9; 4]);
+        // SAFETY: the mapping made above, into which nothing points any more.
+        unsafe { munmap(base, 2 * PAGE).unwrap() };
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Memory that a caller names by address, which is an allegation until it was copied.
 //!
 //! **Invariant.** Memory is touched in one of two ways. In the general one the kernel copies, and reports what it cannot reach:
-//! with `process_vm_readv` and `process_vm_writev` on this process itself, or from a file, see [`Scratch`]. The fast one is
+//! with `process_vm_readv` and `process_vm_writev` on this process itself, or through a file or a pipe, see [`Scratch`]. The fast one is
 //! a plain copy, done only if all bytes lie in memory that is there for as long as the calling function runs:
 //!
 //! 1. *the calling thread's stack, from this function's frame upwards*: the frames of active functions, which return
@@ -99,6 +99,11 @@ impl UserMemory {
             // SAFETY: all bytes are in memory of which the invariant says that it is there.
             unsafe { copy_out(addr.0, buf) };
             return Ok(());
+        }
+        if buf.len() <= SLOT
+            && let Some(copied) = self.scratch.read(addr.0, buf)
+        {
+            return copied;
         }
         self.read_by_kernel(addr, buf)
     }
