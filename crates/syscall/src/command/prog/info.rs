@@ -81,25 +81,26 @@ pub(in super::super) fn prog_info(
     // Which machine code is a line's, nobody keeps.
     told.info.put_u32(NR_JITED_LINE_INFO, 0);
     told.records(NR_PROG_TAGS, PROG_TAGS, 8, &file.tag())?;
-    if OF_PROGRAM.iter().any(|(count, _)| told.info.u32(*count) != 0) {
+    let counts = counts(&file.made);
+    if counts.iter().any(|(at, _)| told.info.u32(*at) != 0) {
         told.program(file, prog.program()?)?;
     } else {
-        for (count, number) in OF_PROGRAM {
-            told.info.put_u32(count, number(&file.made));
-        }
+        counts.into_iter().for_each(|(at, count)| told.info.put_u32(at, count));
     }
     told.info.write(kernel, attr)
 }
 
-/// How much there is to tell of a program that takes making it, and who knows that without.
-const OF_PROGRAM: [(usize, fn(&Made) -> u32); 6] = [
-    (XLATED_PROG_LEN, |made| made.xlated),
-    (JITED_PROG_LEN, |made| made.jited),
-    (NR_JITED_KSYMS, |_| 1),
-    (NR_JITED_FUNC_LENS, |_| 1),
-    (NR_FUNC_INFO, |made| made.func_info),
-    (NR_LINE_INFO, |made| made.line_info),
-];
+/// How much there is of what nobody can tell who has not made the program: where that is said, and the number.
+fn counts(made: &Made) -> [(usize, u32); 6] {
+    [
+        (XLATED_PROG_LEN, made.xlated),
+        (JITED_PROG_LEN, made.jited),
+        (NR_JITED_KSYMS, 1),
+        (NR_JITED_FUNC_LENS, 1),
+        (NR_FUNC_INFO, made.func_info),
+        (NR_LINE_INFO, made.line_info),
+    ]
+}
 
 /// What a program that was just made is known by.
 pub(super) fn made(file: &ProgFile, program: &Program) -> Made {
