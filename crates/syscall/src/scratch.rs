@@ -172,6 +172,9 @@ impl Scratch {
     /// # Errors
     /// EFAULT if some of them cannot be written; those before may have been.
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) -> Option<Result<(), Errno>> {
+        if bytes.is_empty() {
+            return Some(Ok(()));
+        }
         let page = self.page()?;
         let slot = Claim::new(&page.taken, SLOTS)?;
         page.copy(slot.bit, addr, bytes)

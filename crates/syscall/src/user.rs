@@ -391,6 +391,8 @@ mod tests {
     fn addresses_where_nothing_is_fault_and_nothing_crashes() {
         let user = UserMemory::new();
         for at in [0, 1, 4096, u64::MAX, u64::MAX - 7, 1 << 47, 0xffff_8000_0000_0000] {
+            assert_eq!(user.read(UserAddr(at), &mut []), Ok(()), "no bytes are everywhere");
+            assert_eq!(user.write(UserAddr(at), &[]), Ok(()));
             for len in [1, 8, 5000] {
                 assert_eq!(user.read(UserAddr(at), &mut vec![0; len]), Err(Errno::EFAULT));
                 assert_eq!(user.write(UserAddr(at), &vec![0; len]), Err(Errno::EFAULT));
