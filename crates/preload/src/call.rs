@@ -1,6 +1,7 @@
 //! The function `syscall`.
 //!
-//! **Invariant.** What is not bpf(2) goes to the real function with the arguments as they came.
+//! **Invariant.** What is neither bpf(2) nor `perf_event_open` for output of programs goes to the real function with the arguments as
+//! they came.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_long};
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 use bpfarray_syscall::{Errno, trace_line};
 
 use crate::descriptor;
-use crate::real::{self, set_errno};
+use crate::real::{self, result_of};
 use crate::state::{caught, kernel};
 
 /// In the environment, asks for a line on each bpf(2) call.
@@ -34,14 +35,21 @@ pub unsafe extern "C" fn syscall(
     match number {
         libc::SYS_bpf => {
             // SAFETY: the program's promise to the kernel: it may write where the attributes say.
-            let result = caught(|| unsafe { bpf(a as u32, b as u64, c as u32) });
-            result.map_or_else(
-                |errno| {
-                    set_errno(errno.raw());
-                    -1
-                },
-                c_long::from,
-            )
+            c_long::from(result_of(caught(|| unsafe { bpf(a as u32, b as u64, c as u32) })))
+        }
+        libc::SYS_perf_event_open => {
+            let opened = caught(|| {
+                let (pid, cpu, group_fd) = (b as c_int, c as c_int, d as c_int);
+                // SAFETY: the program's promise to the kernel: it may write to the attributes.
+                let opened =
+                    unsafe { kernel()?.perf_event_open(a as u64, pid, cpu, group_fd, e as u64) };
+                opened.transpose()
+            });
+            match opened.transpose() {
+                Some(result) => result_of(result).into(),
+                // SAFETY: the caller's promise.
+                None => unsafe { real::syscall(number, a, b, c, d, e, f) },
+            }
         }
         // Programs also close and replace descriptors this way.
         libc::SYS_close => {

@@ -2,8 +2,9 @@
 //! `bpfarray exec` sets up.
 //!
 //! It takes the place of the libc functions that programs use on BPF objects, and calls the real ones for all else:
-//! - `syscall` (`call`), where the call is bpf(2);
+//! - `syscall` (`call`), where the call is bpf(2), or what comes with it;
 //! - what closes or replaces descriptors, and `mmap` of a map (`descriptor`);
+//! - `perf_event_open` for output of programs, and what is done with its descriptors: `ioctl`, `poll`, `epoll_ctl` (`event`);
 //! - paths under `/sys/fs/bpf`, which lead into the root directory, `statfs` of them, and `mount` of a bpffs, which is
 //!   refused, for it would be the kernel's (`bpffs`);
 //! - `/proc/self/fdinfo/N` of a map (`fdinfo`).
@@ -14,6 +15,7 @@
 mod bpffs;
 mod call;
 mod descriptor;
+mod event;
 mod fdinfo;
 mod real;
 mod state;

@@ -8,6 +8,8 @@ use std::mem::transmute;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use bpfarray_syscall::Errno;
+
 /// The address of a libc function, which is looked for once.
 fn find(place: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     let known = place.load(Ordering::Relaxed);
@@ -52,6 +54,12 @@ real! {
     dup2(old: c_int, new: c_int) -> c_int, or -1;
     dup3(old: c_int, new: c_int, flags: c_int) -> c_int, or -1;
     mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void, or libc::MAP_FAILED;
+    ioctl(fd: c_int, request: c_ulong, argument: usize) -> c_int, or -1;
+    poll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout: c_int) -> c_int, or -1;
+    ppoll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout: *const libc::timespec, mask: *const libc::sigset_t) -> c_int, or -1;
+    select(count: c_int, read: *mut libc::fd_set, write: *mut libc::fd_set, except: *mut libc::fd_set, timeout: *mut libc::timeval) -> c_int, or -1;
+    pselect(count: c_int, read: *mut libc::fd_set, write: *mut libc::fd_set, except: *mut libc::fd_set, timeout: *const libc::timespec, mask: *const libc::sigset_t) -> c_int, or -1;
+    epoll_ctl(epoll: c_int, operation: c_int, fd: c_int, event: *mut libc::epoll_event) -> c_int, or -1;
     statfs(path: *const c_char, buf: *mut libc::statfs) -> c_int, or -1;
     mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void) -> c_int, or -1;
     fopen(path: *const c_char, mode: *const c_char) -> *mut libc::FILE, or null_mut();
@@ -70,6 +78,14 @@ real! {
     statx(dir: c_int, path: *const c_char, flags: c_int, mask: c_uint, buf: *mut libc::statx) -> c_int, or -1;
     chmod(path: *const c_char, mode: c_uint) -> c_int, or -1;
     opendir(path: *const c_char) -> *mut libc::DIR, or null_mut();
+}
+
+/// What a function of libc gives for a result, with `errno` set for an error.
+pub(crate) fn result_of(result: Result<c_int, Errno>) -> c_int {
+    result.unwrap_or_else(|errno| {
+        set_errno(errno.raw());
+        -1
+    })
 }
 
 /// What the calling thread finds in `errno`.

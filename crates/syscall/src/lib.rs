@@ -24,6 +24,7 @@ compile_error!("bpf(2) is a system call of Linux");
 mod attr;
 mod caller;
 mod command;
+mod event;
 mod file;
 mod kernel;
 mod link;

@@ -1,14 +1,17 @@
 //! The root directory as maps see it: where the ids in their slots lead.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
+use bpfarray::perf::SharedRing;
 use bpfarray::{Cgroup, Directory, HandleMode, Kind as MapKind, Map, Object};
 use bpfarray_core::Errno;
 use bpfarray_core::btf::Btf;
 use bpfarray_vm::{LogLevel, Program};
 
+use crate::event;
 use crate::file::{INTERNAL, read_btf};
 use crate::prog;
 use crate::prog_file::ProgFile;
@@ -34,6 +37,12 @@ impl Listing {
         Map::open_in(&directory, &path, HandleMode::ReadWrite)
             .or_else(|_| Map::open_in(&directory, &path, HandleMode::ReadOnly))
             .map_err(|error| error.errno())
+    }
+
+    /// Opens a perf event for programs of this process.
+    pub(crate) fn open_event(&self, id: u32) -> io::Result<SharedRing> {
+        let directory: Arc<dyn Directory> = self.this.upgrade().ok_or(io::ErrorKind::NotFound)?;
+        event::open(&self.root, &directory, id)
     }
 
     /// A program, verified and compiled for the slot in which it is.
@@ -64,8 +73,13 @@ impl Directory for Listing {
                 let program = self.program(u32::try_from(id).ok()?)?;
                 Some(Object::Program(Arc::new(program)))
             }
-            // Perf events are of the process that opened them.
-            MapKind::PerfEventArray | MapKind::Array | MapKind::PercpuArray => None,
+            // Counters are of the process that opened them.
+            MapKind::PerfEventArray if id == 0 => None,
+            MapKind::PerfEventArray => {
+                let event = self.open_event(u32::try_from(id).ok()?).ok()?;
+                Some(Object::PerfEvent(Arc::new(event)))
+            }
+            MapKind::Array | MapKind::PercpuArray => None,
         }
     }
 

@@ -21,17 +21,18 @@ use crate::prog_file::ProgFile;
 use crate::root::{Kind, Root, errno, open_as, refer};
 
 impl Kernel {
-    /// Does what `mmap` of a map's descriptor does; `None` for a descriptor that is none of a map here.
+    /// Does what `mmap` of a map's or a perf event's descriptor does; `None` for a descriptor that is none of them here.
     ///
     /// # Errors
     /// EPERM for executable mappings; EINVAL for private ones; then the variants of
-    /// [`MmapError`](bpfarray_core::map::mmap::MmapError) in their order; what the system says.
+    /// [`MmapError`](bpfarray_core::map::mmap::MmapError) in their order, or EINVAL for a ring that is not a page and a power of two of
+    /// pages, or other than one that is mapped; what the system says.
     ///
     /// # Safety
     /// As `mmap`: with `MAP_FIXED`, nothing may be at the address that is still needed.
     ///
     /// # Kernel
-    /// `bpf_map_mmap`
+    /// `bpf_map_mmap`, `perf_mmap`
     pub unsafe fn mmap(
         &self,
         addr: u64,
@@ -41,7 +42,10 @@ impl Kernel {
         fd: RawFd,
         offset: u64,
     ) -> Option<Result<u64, Errno>> {
-        let map = self.map_behind(fd)?;
+        let Some(map) = self.map_behind(fd) else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.mmap_event(addr, len, prot, flags, fd, offset) };
+        };
         let write = prot & libc::PROT_WRITE != 0;
         let check = || {
             may_map(&map, len, prot, flags, offset)?;
@@ -71,18 +75,23 @@ impl Kernel {
     }
 
     /// Fills a slot of a PERF_EVENT_ARRAY for as long as the open file behind a descriptor of the map is open.
-    pub(crate) fn claim_event_slot(map: &Map, index: u32, map_fd: RawFd) -> Result<(), Errno> {
+    pub(crate) fn claim_event_slot(
+        map: &Map,
+        index: u32,
+        map_fd: RawFd,
+        event: u32,
+    ) -> Result<(), Errno> {
         if caller::process().is_some() {
             // Another process's descriptor: a copy has the same open file.
             let copy =
                 caller::copy_of(map_fd).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
-            let claimed = map.claim_event_slot(index, copy.as_fd(), 0);
+            let claimed = map.claim_event_slot(index, copy.as_fd(), event, 0);
             return claimed.map_err(|error| error.errno());
         }
         // SAFETY: the program's own descriptor. Should another thread close it and open something else under its number just
         // now, that gets a lock on a byte that it does not have.
         let owner = unsafe { BorrowedFd::borrow_raw(map_fd) };
-        map.claim_event_slot(index, owner, 0).map_err(|error| error.errno())
+        map.claim_event_slot(index, owner, event, 0).map_err(|error| error.errno())
     }
 
     /// Whether `mmap` of a map's descriptor would be allowed if it were for a shared mapping; `None` for a descriptor that is none

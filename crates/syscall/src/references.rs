@@ -11,6 +11,7 @@ use bpfarray_core::Errno;
 use bpfarray_core::map::{HandleMode, Kind as MapKind};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::event::EVENTS;
 use crate::root::{Kind, Locked, errno, open_as, retry};
 
 /// What can be seen of an object's references from outside.
@@ -38,7 +39,7 @@ impl State {
 }
 
 /// Whether a descriptor or a mapping refers to a file.
-fn is_open(path: &Path) -> Result<bool, Errno> {
+pub(crate) fn is_open(path: &Path) -> Result<bool, Errno> {
     // Permissions may be such that it cannot be read.
     let Ok(file) =
         open_as(path, HandleMode::ReadOnly).or_else(|_| open_as(path, HandleMode::WriteOnly))
@@ -100,6 +101,34 @@ impl Locked<'_> {
             Ok(has_user)
         })?;
         Ok(self.in_slots.progs.get_or_init(|| progs))
+    }
+
+    /// Removes perf events to which no descriptor, no mapping and no slot refers.
+    pub(crate) fn sweep_events(&self) -> Result<(), Errno> {
+        let mut in_slots = None;
+        for id in self.list_in(EVENTS)? {
+            let (file, signal) = (self.root.event(id), self.root.signal(id));
+            if is_open(&file)? || (signal.exists() && is_open(&signal)?) {
+                continue;
+            }
+            let in_slots = match &mut in_slots {
+                Some(known) => known,
+                none => none.insert(self.events_in_slots()?),
+            };
+            if !in_slots.contains(&id) {
+                let _ = fs::remove_file(signal);
+                fs::remove_file(file).map_err(|error| errno(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The perf events in slots of maps that are there. A program that nobody refers to any more may keep such a map, and so an
+    /// event, until somebody looks.
+    fn events_in_slots(&self) -> Result<BTreeSet<u32>, Errno> {
+        self.in_slots_of(MapKind::PerfEventArray, |id| {
+            State::of(&self.root.object(Kind::Map, id)).map(|state| state != State::Alone)
+        })
     }
 
     /// What is in the slots of maps of a kind, of those that count.

@@ -26,6 +26,7 @@ use bpfarray_core::Errno;
 use bpfarray_core::map::HandleMode;
 use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat};
 
+use crate::event::EVENTS;
 use crate::prog_file::{self, ProgFile};
 use crate::references::{InSlots, State};
 
@@ -155,7 +156,7 @@ pub(crate) type Turn = Cell<Option<(Kind, Instant)>>;
 /// Keeps everybody else from giving out ids, linking and sweeping.
 pub(crate) struct Locked<'a> {
     pub(crate) root: &'a Root,
-    ids: File,
+    pub(crate) ids: File,
     pub(crate) in_slots: InSlots,
     /// How many of [`Kind::ALL`], from the first one on, have been looked through.
     swept: Cell<usize>,
@@ -206,7 +207,7 @@ impl Root {
         }
         // From here on the working directory may change.
         let path = fs::canonicalize(given).map_err(io)?;
-        for name in Kind::ALL.map(Kind::directory).into_iter().chain(["pin"]) {
+        for name in Kind::ALL.map(Kind::directory).into_iter().chain(["pin", EVENTS]) {
             make_directory(&path.join(name)).map_err(io)?;
         }
         Ok(Self { path })
@@ -483,7 +484,8 @@ impl Locked<'_> {
     /// Removes what nobody refers to.
     pub(crate) fn sweep(&self) -> Result<(), Errno> {
         self.swept.set(0);
-        self.sweep_while(|_| true)
+        self.sweep_while(|_| true)?;
+        self.sweep_events()
     }
 
     /// Goes on looking through [`Kind::ALL`], unless that has been done before.
@@ -535,7 +537,12 @@ impl Locked<'_> {
 
     /// All ids of a kind, in order.
     pub(crate) fn list(&self, kind: Kind) -> Result<Vec<u32>, Errno> {
-        let directory = self.root.path.join(kind.directory());
+        self.list_in(kind.directory())
+    }
+
+    /// All numbers that are names in a directory, in order.
+    pub(crate) fn list_in(&self, name: &str) -> Result<Vec<u32>, Errno> {
+        let directory = self.root.path.join(name);
         let entries = fs::read_dir(directory).map_err(|error| errno(&error))?;
         let mut ids: Vec<u32> =
             entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();

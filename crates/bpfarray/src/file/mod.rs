@@ -12,6 +12,7 @@ mod lock;
 mod mapping;
 mod open;
 mod owner;
+mod ring;
 mod seat;
 mod set;
 mod sigbus;
@@ -39,7 +40,10 @@ pub use self::error::FileError;
 pub use self::header::HeaderError;
 pub(crate) use self::lanes::Held;
 pub(crate) use self::mapping::{Protection, Source};
+pub(crate) use self::ring::RingFile;
+pub use self::ring::{Sample, SharedRingAttr, Wakeup};
 pub use self::set::SharedLanes;
+pub(crate) use self::slots::object_of;
 pub use self::slots::{FileSlots, empty_slots_of_file, slots_of_file};
 
 /// The byte whose lock tells other processes that one has a writable typed array. No file is that

@@ -10,6 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use bpfarray_core::attr::MapFlags;
 use bpfarray_core::map::Kind;
 use rustix::fs::{SeekFrom, seek};
 
@@ -25,6 +26,9 @@ const ID: usize = size_of::<u64>();
 /// The byte that stands for claim 0. No file is that long.
 const FIRST_CLAIM: u64 = 1 << 60;
 
+/// The bits of a slot that name an event. The others are its claim.
+const EVENT: u64 = u32::MAX as u64;
+
 /// Bytes that are read at once.
 const PART: usize = 64 << 10;
 
@@ -34,7 +38,7 @@ const PART: usize = 64 << 10;
 pub struct FileSlots {
     /// What kind of map it is. Maps of values have no slots.
     pub kind: Kind,
-    /// Slots that are filled, in order: index, and id of the object.
+    /// Slots that are filled, in order: index, and id of the object. Events that no directory lists have the id 0.
     pub filled: Vec<(u32, u64)>,
 }
 
@@ -46,8 +50,14 @@ pub fn slots_of_file(file: &File) -> Result<FileSlots, FileError> {
     let path = Path::new("map file");
     let len = file.metadata().map_err(FileError::io(path, "use"))?.len();
     let shape = read_shape(path, file, len)?;
-    let filled = read_filled(file, &shape).map_err(FileError::io(path, "read slots of"))?;
-    Ok(FileSlots { kind: shape.layout.kind(), filled })
+    let mut filled = read_filled(file, &shape).map_err(FileError::io(path, "read slots of"))?;
+    let kind = shape.layout.kind();
+    if kind == Kind::PerfEventArray {
+        let stays = shape.layout.map_flags().contains(MapFlags::PRESERVE_ELEMS);
+        filled.retain(|&(_, word)| stays || is_claimed(file, word));
+    }
+    let filled = filled.into_iter().map(|(index, word)| (index, object_of(kind, word))).collect();
+    Ok(FileSlots { kind, filled })
 }
 
 /// Empties all slots of a map file, as if nobody used the map any more. There must be no other writer.
@@ -101,8 +111,19 @@ fn read_filled(file: &File, shape: &Shape) -> io::Result<Vec<(u32, u64)>> {
     Ok(filled)
 }
 
+/// The id of the object that a slot names.
+pub(crate) fn object_of(kind: Kind, word: u64) -> u64 {
+    if kind == Kind::PerfEventArray { word & EVENT } else { word }
+}
+
+/// Whether the opening through which an event came into a slot is still there.
+fn is_claimed(file: &File, word: u64) -> bool {
+    // What cannot be told is taken for filled.
+    word != 0 && is_locked(file, FIRST_CLAIM + (word >> 32)).unwrap_or(true)
+}
+
 impl MapFile {
-    /// The id in a slot; 0 for an empty one.
+    /// What is in a slot: an id, or an event with its claim; 0 for an empty one.
     pub(crate) fn slot(&self, index: u32) -> u64 {
         self.slots.load_acquire(index as usize * ID, ID).unwrap_or(0)
     }
@@ -115,23 +136,26 @@ impl MapFile {
         let _ = self.header.store_release(SLOT_CHANGES_OFFSET, ID, (changes | 1).wrapping_add(1));
     }
 
-    /// Fills a slot with an event that only this process has: the slot is empty again once `owner`, an opening of this file,
-    /// is closed. There must be no other writer.
-    pub(crate) fn claim_slot(&self, index: u32, owner: BorrowedFd<'_>) -> io::Result<()> {
-        // A number that no slot of the file ever had.
-        let claim = (self.slot_changes() >> 1) + 1;
-        if !try_lock(owner, FIRST_CLAIM + claim, LockKind::Exclusive)? {
+    /// Fills a slot with an event, or one that no directory lists: 0. The slot is empty again once `owner`, an opening of this
+    /// file, is closed. There must be no other writer.
+    pub(crate) fn claim_slot(
+        &self,
+        index: u32,
+        owner: BorrowedFd<'_>,
+        event: u32,
+    ) -> io::Result<()> {
+        // A number that no slot of the file has. After 2³² changes, an old one may still be locked.
+        let claim = ((self.slot_changes() >> 1) as u32).wrapping_add(1).max(1);
+        if !try_lock(owner, FIRST_CLAIM + u64::from(claim), LockKind::Exclusive)? {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
-        self.replace_slot(index, claim);
+        self.replace_slot(index, u64::from(claim) << 32 | u64::from(event));
         Ok(())
     }
 
-    /// Whether the opening through which a slot was filled is still there.
+    /// Whether the opening through which an event came into a slot is still there.
     pub(crate) fn is_claimed(&self, index: u32) -> bool {
-        let claim = self.slot(index);
-        // What cannot be told is taken for filled.
-        claim != 0 && is_locked(&*self.source.file, FIRST_CLAIM + claim).unwrap_or(true)
+        is_claimed(&self.source.file, self.slot(index))
     }
 
     /// Which state the slots are in. An odd number says nothing.

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use bpfarray_core::attr::MapFlags;
 use bpfarray_core::map::{Kind, UpdateError, fd_array};
 
-use super::reference::Contents;
+use super::reference::{Contents, Event};
 use super::{Map, MapRef};
 use crate::directory::Directory;
-use crate::file::MapFile;
+use crate::file::{MapFile, object_of};
+use crate::lane::Lane;
 use crate::object::Object;
+use crate::perf::SharedRing;
 use crate::rcu;
 use crate::sync::{AtomicU64, Mutex, Ordering, lock};
 
@@ -25,9 +27,12 @@ pub(crate) struct SharedSlots {
     directory: Arc<dyn Directory>,
     /// The state of the file that the table was made from. `NEVER` before any program ran.
     seen: AtomicU64,
-    /// The ids of the objects in the table, by index.
+    /// What the file said of the objects in the table, by index.
     held: Mutex<BTreeMap<u32, u64>>,
 }
+
+/// The number of no open file.
+const NO_FILE: u64 = u64::MAX;
 
 /// Odd, so that it is the state of no file at rest.
 const NEVER: u64 = u64::MAX;
@@ -70,9 +75,9 @@ impl SharedSlots {
 }
 
 impl Map {
-    /// Notes in a PERF_EVENT_ARRAY of a [`Directory`] that a slot is filled, with a perf event that this process
-    /// opened. `owner` is an open file of the map for writing; once it is closed, by all who have it, the slot is empty.
-    /// Programs find nothing in such a slot.
+    /// Puts a perf event into a slot of a PERF_EVENT_ARRAY of a [`Directory`], by the id under which that lists it; 0 for one that
+    /// it does not list, of which programs find nothing. `owner` is an open file of the map for writing; once it is closed, by
+    /// all who have it, the slot is empty.
     ///
     /// # Errors
     /// The variants of [`UpdateError`] in their order; an `owner` that cannot be locked is
@@ -87,6 +92,7 @@ impl Map {
         &self,
         index: u32,
         owner: BorrowedFd<'_>,
+        event: u32,
         flags: u64,
     ) -> Result<(), UpdateError> {
         let write = self.inner.gate.enter();
@@ -95,7 +101,7 @@ impl Map {
         let shared = shared.filter(|shared| shared.kind() == Kind::PerfEventArray);
         let shared = shared.ok_or(UpdateError::ObjectKind)?;
         let index = fd_array::update_elem(self.layout(), index, flags)?;
-        shared.file.claim_slot(index, owner).map_err(|_| UpdateError::BadDescriptor)
+        shared.file.claim_slot(index, owner, event).map_err(|_| UpdateError::BadDescriptor)
     }
 }
 
@@ -139,6 +145,50 @@ impl MapRef {
         Ok(())
     }
 
+    /// Empties the slots of a shared PERF_EVENT_ARRAY whose events came through open files that were closed, and takes their rings
+    /// from the events that nobody maps any more. The same for PERF_EVENT_ARRAYs in the slots of an ARRAY_OF_MAPS. Does nothing for
+    /// other maps.
+    ///
+    /// # Errors
+    /// What the system says of the files.
+    ///
+    /// # Concurrency
+    /// For who keeps all others from changing slots, and from mapping rings.
+    ///
+    /// # Kernel
+    /// `perf_event_fd_array_release`, `perf_mmap_close`
+    #[doc(alias = "perf_event_fd_array_release")]
+    pub fn release_events(&self) -> io::Result<()> {
+        match &self.inner.contents {
+            Contents::Maps(maps) if maps.template().kind() == Kind::PerfEventArray => {
+                self.refresh_slots()?;
+                maps.maps().into_iter().try_for_each(|map| map.release_events())
+            }
+            Contents::Events(events) => {
+                let Some(shared) = &self.inner.shared else { return Ok(()) };
+                let stays = self.map_flags().contains(MapFlags::PRESERVE_ELEMS);
+                let filled = shared.file.filled_slots()?;
+                for &(index, _) in &filled {
+                    let can_go = !stays && !shared.file.is_read_only();
+                    if can_go && !shared.file.is_claimed(index) {
+                        shared.replace(index, 0);
+                    }
+                }
+                self.refresh_slots()?;
+                let lane = Lane::enter();
+                let mut rings = filled.iter().filter_map(|&(index, _)| {
+                    events.get(&lane, index)?.event.downcast_ref::<SharedRing>()
+                });
+                rings.try_for_each(SharedRing::release_if_unmapped)
+            }
+            Contents::Array
+            | Contents::PercpuArray
+            | Contents::Programs(_)
+            | Contents::Cgroups(_)
+            | Contents::Maps(_) => Ok(()),
+        }
+    }
+
     /// Brings the table up to date if programs of this process use it.
     pub(super) fn refresh_if_used(&self) {
         let is_used = |shared: &SharedSlots| shared.seen.load(Ordering::Relaxed) != NEVER;
@@ -174,7 +224,8 @@ impl MapRef {
             if held.get(&index) == Some(&id) {
                 continue;
             }
-            let object = shared.directory.object(self.layout().kind(), id);
+            let kind = self.layout().kind();
+            let object = shared.directory.object(kind, object_of(kind, id));
             let is_filled = self.inner.contents.put(index, object);
             is_complete &= is_filled;
             match is_filled {
@@ -199,6 +250,10 @@ impl Contents {
             (Self::Cgroups(cgroups), Some(Object::Cgroup(cgroup))) => {
                 cgroups.replace(index, Some(cgroup)).is_some()
             }
+            (Self::Events(events), Some(Object::PerfEvent(event))) if !event.inherits() => {
+                // It goes with the slot in the file, and with no open file of this process.
+                events.replace(index, Some(Event { event, file: NO_FILE })).is_some()
+            }
             _ => false,
         };
         if !filled {
@@ -206,7 +261,8 @@ impl Contents {
                 Self::Maps(maps) => drop(maps.remove(index)),
                 Self::Programs(programs) => drop(programs.remove(index)),
                 Self::Cgroups(cgroups) => drop(cgroups.replace(index, None)),
-                Self::Array | Self::PercpuArray | Self::Events(_) => {}
+                Self::Events(events) => drop(events.replace(index, None)),
+                Self::Array | Self::PercpuArray => {}
             }
         }
         filled

@@ -25,7 +25,9 @@
 mod buffer;
 mod event;
 mod open;
+mod pages;
 mod ring;
+mod shared;
 
 use std::any::Any;
 
@@ -34,6 +36,8 @@ use bpfarray_core::Errno;
 pub use self::buffer::{PerfBuffer, PerfBufferError, Records};
 pub use self::event::{PerfEvent, PerfEventAttr, PerfEventError};
 pub use self::ring::{Record, Ring, RingError, RingReader};
+pub use self::shared::{SharedRing, SharedRingError};
+pub use crate::file::{Sample, SharedRingAttr, Wakeup};
 use crate::lane::Lane;
 use crate::map::{Contents, MapRef};
 
@@ -156,6 +160,9 @@ pub enum EventOutputError {
         /// The CPU of the program's lane.
         running: u32,
     },
+    /// The event is not enabled.
+    #[error("the event is not enabled")]
+    Disabled,
     /// A record of more bytes than its header can say.
     #[error("a record of {0} bytes of data is longer than a record can be")]
     TooLong(usize),
@@ -171,7 +178,7 @@ impl EventOutputError {
             Self::MapType | Self::Flags(_) | Self::NotOutput => Errno::EINVAL,
             Self::Index { .. } | Self::TooLong(_) => Errno::E2BIG,
             Self::Empty(_) => Errno::ENOENT,
-            Self::OtherCpu { .. } => Errno::EOPNOTSUPP,
+            Self::OtherCpu { .. } | Self::Disabled => Errno::EOPNOTSUPP,
             Self::NoSpace => Errno::ENOSPC,
         }
     }

@@ -9,36 +9,14 @@
 //! own: what stands in the memory about its own side is never read back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bpfarray_core::Errno;
 
+use super::pages::{HEADER, PAGE, Pages, RAW_SIZE, RECORD_LOST, RECORD_SAMPLE, count, page};
 use super::{EventCounts, EventObject, EventOutputError, EventReadError};
 use crate::lane::Lane;
-use crate::memory::{AtomicError, Memory};
-
-const PAGE: usize = 4096;
-
-/// Offsets in `struct perf_event_mmap_page`.
-mod page {
-    pub(super) const DATA_HEAD: usize = 1024;
-    pub(super) const DATA_TAIL: usize = 1032;
-    pub(super) const DATA_OFFSET: usize = 1040;
-    pub(super) const DATA_SIZE: usize = 1048;
-}
-
-const RECORD_LOST: u32 = 2;
-const RECORD_SAMPLE: u32 = 9;
-/// Where a sample comes from: the kernel, say all that programs write.
-const MISC_KERNEL: u16 = 1;
-
-/// Bytes of `struct perf_event_header`.
-const HEADER: u64 = 8;
-/// Bytes of a record that says how many were lost: header, id of the event, number.
-const LOST_LEN: u64 = HEADER + 16;
-/// Bytes of the length in front of a sample's data.
-const RAW_SIZE: u64 = 4;
+use crate::memory::Memory;
 
 /// What programs on one CPU write their records to: a perf event with its ring.
 ///
@@ -52,14 +30,8 @@ const RAW_SIZE: u64 = 4;
 #[doc(alias = "PERF_COUNT_SW_BPF_OUTPUT")]
 pub struct Ring {
     cpu: u32,
-    memory: Memory,
-    size: u64,
-    /// Up to where records were written. Changed in the lane only, as the other counts are.
-    head: AtomicU64,
-    /// Records that were lost since the last one that said so.
-    lost: AtomicU64,
-    /// Records that were lost in all.
-    lost_samples: AtomicU64,
+    /// Changed in the lane only.
+    pages: Pages,
     since: Instant,
 }
 
@@ -95,19 +67,12 @@ impl Ring {
             return Err(RingError::Pages(pages));
         }
         let no_memory = |_| RingError::Memory(Errno::ENOMEM);
-        let size = pages as usize * PAGE;
-        let memory = Memory::anonymous(PAGE + size).map_err(RingError::Memory)?;
-        memory.store(page::DATA_OFFSET, 8, PAGE as u64).map_err(no_memory)?;
-        memory.store(page::DATA_SIZE, 8, size as u64).map_err(no_memory)?;
-        let ring = Arc::new(Self {
-            cpu,
-            memory,
-            size: size as u64,
-            head: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-            lost_samples: AtomicU64::new(0),
-            since: Instant::now(),
-        });
+        let len = (pages as usize).checked_add(2).and_then(|pages| pages.checked_mul(PAGE));
+        let memory = Memory::anonymous(len.ok_or(RingError::Memory(Errno::ENOMEM))?);
+        let memory = memory.map_err(RingError::Memory)?;
+        let pages = Pages::new(&memory, 0, false).map_err(RingError::Memory)?;
+        pages.describe().map_err(no_memory)?;
+        let ring = Arc::new(Self { cpu, pages, since: Instant::now() });
         let reader = RingReader { ring: Arc::clone(&ring), tail: 0 };
         Ok((ring, reader))
     }
@@ -123,7 +88,7 @@ impl Ring {
     /// `struct perf_event_mmap_page`
     #[doc(alias = "perf_event_mmap_page")]
     pub fn memory(&self) -> &Memory {
-        &self.memory
+        self.pages.ring()
     }
 
     /// How many records were lost for want of room, reported or not.
@@ -132,72 +97,7 @@ impl Ring {
     /// `PERF_FORMAT_LOST`
     #[doc(alias = "PERF_FORMAT_LOST")]
     pub fn lost_samples(&self) -> u64 {
-        self.lost_samples.load(Ordering::Relaxed)
-    }
-
-    /// Whether records of `len` bytes fit between head and tail, one byte staying free.
-    ///
-    /// # Kernel
-    /// `ring_buffer_has_space`
-    fn has_space(&self, head: u64, len: u64) -> Result<bool, AtomicError> {
-        // Acquire: the reader has read what is overwritten now.
-        let tail = self.memory.load_acquire(page::DATA_TAIL, 8)?;
-        Ok(tail.wrapping_sub(head).wrapping_sub(1) & (self.size - 1) >= len)
-    }
-
-    /// Copies bytes to a position, around the end of the ring where they cross it. Gives the position behind.
-    fn put(&self, position: u64, bytes: &[u8]) -> Result<u64, AtomicError> {
-        let at = (position & (self.size - 1)) as usize;
-        let (here, start) = bytes.split_at(bytes.len().min(self.size as usize - at));
-        self.memory.write(PAGE + at, here)?;
-        self.memory.write(PAGE, start)?;
-        Ok(position.wrapping_add(bytes.len() as u64))
-    }
-
-    fn put_header(
-        &self,
-        position: u64,
-        kind: u32,
-        misc: u16,
-        len: u16,
-    ) -> Result<u64, AtomicError> {
-        let mut header = [0; HEADER as usize];
-        header[..4].copy_from_slice(&kind.to_ne_bytes());
-        header[4..6].copy_from_slice(&misc.to_ne_bytes());
-        header[6..].copy_from_slice(&len.to_ne_bytes());
-        self.put(position, &header)
-    }
-
-    /// Writes a record of `len` bytes; `false` where there is no room. For the lane's owner only.
-    ///
-    /// # Kernel
-    /// `__perf_output_begin`, `perf_output_sample`
-    fn write(&self, len: u16, raw_size: u32, parts: &[&[u8]]) -> Result<bool, AtomicError> {
-        let start = self.head.load(Ordering::Relaxed);
-        let lost = self.lost.load(Ordering::Relaxed);
-        let lost_len = if lost == 0 { 0 } else { LOST_LEN };
-        if !self.has_space(start, lost_len + u64::from(len))? {
-            return Ok(false);
-        }
-        let mut at = start;
-        if lost != 0 {
-            at = self.put_header(at, RECORD_LOST, 0, LOST_LEN as u16)?;
-            at = self.put(at, &0_u64.to_ne_bytes())?;
-            at = self.put(at, &lost.to_ne_bytes())?;
-            self.lost.store(0, Ordering::Relaxed);
-        }
-        let end = at.wrapping_add(len.into());
-        at = self.put_header(at, RECORD_SAMPLE, MISC_KERNEL, len)?;
-        at = self.put(at, &raw_size.to_ne_bytes())?;
-        for part in parts {
-            at = self.put(at, part)?;
-        }
-        // The kernel leaves there what was in the ring before.
-        self.put(at, &[0; 8][..end.wrapping_sub(at).min(8) as usize])?;
-        self.head.store(end, Ordering::Relaxed);
-        // Release: whoever sees the new head sees the record.
-        self.memory.store_release(page::DATA_HEAD, 8, end)?;
-        Ok(true)
+        self.pages.count(count::LOST_SAMPLES)
     }
 }
 
@@ -210,18 +110,7 @@ impl EventObject for Ring {
         if lane.cpu() != self.cpu {
             return Err(EventOutputError::OtherCpu { event: self.cpu, running: lane.cpu() });
         }
-        let sum: usize = parts.iter().map(|part| part.len()).sum();
-        let too_long = EventOutputError::TooLong(sum);
-        let padded = (sum as u64 + RAW_SIZE).next_multiple_of(8);
-        let len = u16::try_from(HEADER + padded).map_err(|_| too_long)?;
-        // All offsets are inside, so the memory refuses none.
-        if self.write(len, (padded - RAW_SIZE) as u32, parts).unwrap_or(false) {
-            return Ok(());
-        }
-        for count in [&self.lost, &self.lost_samples] {
-            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        }
-        Err(EventOutputError::NoSpace)
+        self.pages.output(&[], Some(parts)).map(|_| ())
     }
 
     /// Output counts nothing.
@@ -277,7 +166,7 @@ impl RingReader {
     /// Up to where there are records now.
     pub(super) fn head(&self) -> u64 {
         // Acquire: the records are seen too.
-        self.ring.memory.load_acquire(page::DATA_HEAD, 8).unwrap_or(self.tail)
+        self.ring.memory().load_acquire(page::DATA_HEAD, 8).unwrap_or(self.tail)
     }
 
     /// Takes out the next record; `None` if there is none now.
@@ -292,7 +181,7 @@ impl RingReader {
             let (len, record) = self.record(available).unwrap_or((available, None));
             self.tail = self.tail.wrapping_add(len);
             // Release: the bytes were read before they may be overwritten.
-            let _ = self.ring.memory.store_release(page::DATA_TAIL, 8, self.tail);
+            let _ = self.ring.memory().store_release(page::DATA_TAIL, 8, self.tail);
             if record.is_some() {
                 return record;
             }
@@ -307,7 +196,7 @@ impl RingReader {
         let header = self.read(0, HEADER)?;
         let kind = u32::from_ne_bytes(*header.first_chunk()?);
         let len = u64::from(u16::from_ne_bytes(*header.last_chunk()?));
-        if len < HEADER || len > available || available > self.ring.size {
+        if len < HEADER || len > available || available > self.ring.pages.size() {
             return None;
         }
         let record = match kind {
@@ -330,12 +219,12 @@ impl RingReader {
 
     /// Copies bytes from a distance behind the tail, around the end of the ring where they cross it.
     fn read(&self, distance: u64, len: u64) -> Option<Vec<u8>> {
-        let Ring { memory, size, .. } = &*self.ring;
+        let (memory, size) = (self.ring.memory(), self.ring.pages.size());
         let at = (self.tail.wrapping_add(distance) & (size - 1)) as usize;
         let mut bytes = vec![0; usize::try_from(len).ok()?];
         let (here, start) = {
             let len = bytes.len();
-            bytes.split_at_mut(len.min(*size as usize - at))
+            bytes.split_at_mut(len.min(size as usize - at))
         };
         memory.read(PAGE + at, here).ok()?;
         memory.read(PAGE, start).ok()?;
@@ -347,7 +236,7 @@ impl RingReader {
 #[cfg(not(loom))]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn sample(cpu: u32, data: &[u8]) -> Record {
         let mut data = data.to_vec();
@@ -517,7 +406,7 @@ mod tests {
             while writer.output(&lane, &[&RECORDS.to_ne_bytes()]).is_err() {
                 std::thread::yield_now();
                 // What was lost here is no record of the test.
-                writer.lost.store(writer.lost.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+                writer.pages.set_count(count::LOST, writer.pages.count(count::LOST) - 1);
             }
             done.store(true, Ordering::Release);
             let (next, read) = reader.join().unwrap();

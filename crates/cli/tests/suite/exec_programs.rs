@@ -17,7 +17,7 @@ pub(super) fn with_the_kernel(command: &str) -> Option<String> {
 }
 
 /// What a command prints here.
-fn here(name: &str, command: &str) -> String {
+pub(super) fn here(name: &str, command: &str) -> String {
     here_with(name, &["--"], command)
 }
 

@@ -7,6 +7,7 @@ mod exec;
 mod exec_links;
 mod exec_programs;
 mod mutation;
+mod rings;
 mod run;
 mod seccomp;
 mod show;

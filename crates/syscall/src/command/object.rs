@@ -24,15 +24,16 @@ pub(super) fn update(
 ) -> Result<(), Errno> {
     with_slots(kernel, map_fd, |map| {
         if map.handle.layout().kind() == Kind::PerfEventArray {
-            return update_event(map, map_fd, index, value_fd, flags);
+            return update_event(kernel, map, map_fd, index, value_fd, flags);
         }
         let object = object_for(kernel, map, index, value_fd, flags)?;
         map.handle.update_object(index, &object, flags).map_err(|error| error.errno())
     })
 }
 
-/// An event is of the process that opened it. Others learn that the slot is filled.
+/// Puts an event into a slot. One of the running kernel is of the process that opened it; others learn that the slot is filled.
 fn update_event(
+    kernel: &Kernel,
     map: &OpenMap,
     map_fd: i32,
     index: u32,
@@ -41,11 +42,18 @@ fn update_event(
 ) -> Result<(), Errno> {
     const NAME: &str = "anon_inode:[perf_event]";
     fd_array::update_elem(map.handle.layout(), index, flags).map_err(|error| error.errno())?;
+    if let Some(id) = kernel.event_behind(value_fd) {
+        let event = kernel.listing.open_event(id).map_err(|_| Errno::EBADF)?;
+        if event.attr().inherit {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        return Kernel::claim_event_slot(&map.handle, index, map_fd, id);
+    }
     let is_event = fs::read_link(proc_path(value_fd)).is_ok_and(|name| name == Path::new(NAME));
     if !is_event {
         return Err(Errno::EBADF);
     }
-    Kernel::claim_event_slot(&map.handle, index, map_fd)
+    Kernel::claim_event_slot(&map.handle, index, map_fd, 0)
 }
 
 /// Empties a slot.

@@ -296,6 +296,7 @@ pub(in super::super) fn look_at_slots(kernel: &Kernel, program: &Program) -> Res
         if let Some(id) = map.listed_id() {
             locked.empty_if_unused(id)?;
         }
+        map.release_events().map_err(|error| errno(&error))?;
         map.refresh_slots().map_err(|error| errno(&error))?;
     }
     Ok(())
