@@ -76,6 +76,26 @@ fn a_program_on_libbpfs_objects_gets_the_kernels_answers() {
     }
 }
 
+#[test]
+fn a_loader_on_aya_gets_the_kernels_answers() {
+    // A workspace of its own, which `.ci/run` builds beside the command.
+    let program = Path::new(env!("CARGO_BIN_EXE_bpfarray")).with_file_name("aya-client");
+    if library().is_none() || !program.exists() {
+        eprintln!("SKIPPED: the loader on aya was not built, or no library");
+        return;
+    }
+    let command = format!("{} {OBJECT}", program.display());
+    let found = here("aya", &command);
+    assert!(found.contains("\nports: [3, 3, 3], 3 of them\n"), "{found}");
+    assert!(found.ends_with("gone: Some(\"No such file or directory (os error 2)\")\n"), "{found}");
+    if let Some(expected) = with_the_kernel(&command) {
+        for (found, expected) in found.lines().zip(expected.lines()) {
+            assert_eq!(found, expected);
+        }
+        assert_eq!(found.lines().count(), expected.lines().count());
+    }
+}
+
 /// What does not depend on ids, times and machine code.
 fn lasting(line: &str) -> String {
     let Ok(answer) = serde_json::from_str::<Value>(line) else { return line.to_owned() };

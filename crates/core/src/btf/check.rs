@@ -4,7 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::{Btf, BtfError, Composite, Def, Defect, MAX_DEPTH};
+use super::{Btf, BtfError, Composite, Def, Defect, Kind, MAX_DEPTH};
 
 impl Btf {
     /// Checks all types; [`Btf::get`] cannot fail afterwards, and recursion over contained types ends.
@@ -39,6 +39,37 @@ impl Btf {
                 }
             }
             _ => Ok(()),
+        })
+    }
+
+    /// Checks that sections have a size and hold variables one behind the other. Compilers leave sizes and offsets open, so only
+    /// who is given types for use can ask for it; see [`Btf::fix_datasec`].
+    ///
+    /// # Errors
+    /// [`BtfError::BadType`], [`BtfError::VarOutside`].
+    ///
+    /// # Kernel
+    /// `btf_datasec_check_meta`, `btf_datasec_resolve`
+    pub fn check_sections(&self) -> Result<(), BtfError> {
+        self.types().try_for_each(|section| {
+            let Def::Datasec(def) = section.def else { return Ok(()) };
+            if def.size == 0 {
+                return Err(Defect::BadSize(Kind::Datasec, 0).of(section.id));
+            }
+            let mut end = 0;
+            for (index, var) in def.vars().enumerate() {
+                let Def::Var { ty, .. } = self.get(var.var)?.def else {
+                    return Err(Defect::WrongReference(var.var).of(section.id));
+                };
+                let is_inside = var.offset >= end && var.offset < def.size;
+                let rest = def.size.saturating_sub(var.offset);
+                let takes = self.size_of(ty)?;
+                if !is_inside || var.size == 0 || var.size > rest || var.size < takes {
+                    return Err(BtfError::VarOutside { id: section.id, index });
+                }
+                end = var.offset + var.size;
+            }
+            Ok(())
         })
     }
 

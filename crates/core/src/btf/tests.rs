@@ -211,6 +211,31 @@ fn fixing_a_section_sets_its_size_and_sorts_its_variables() {
 }
 
 #[test]
+fn sections_that_are_loaded_have_sizes_and_their_variables_one_behind_the_other() {
+    let section = |size, vars: &[u32]| {
+        let mut b = super::testing::Builder::new();
+        // Two variables, with the ids 2 and 3.
+        b.ty("a", Kind::Var, 0, 1, &[0]);
+        b.ty("b", Kind::Var, 0, 1, &[0]);
+        b.ty(".data", Kind::Datasec, vars.len() as u32 / 3, size, vars);
+        b.build().check_sections()
+    };
+    let outside = |index| Err(BtfError::VarOutside { id: 4, index });
+    assert_eq!(section(4, &[]), Ok(()));
+    let empty = Defect::BadSize(Kind::Datasec, 0);
+    assert_eq!(section(0, &[]), Err(BtfError::BadType { id: 4, defect: empty }));
+    assert_eq!(section(8, &[2, 0, 4, 3, 4, 4]), Ok(()));
+    assert_eq!(section(9, &[2, 0, 5, 3, 5, 4]), Ok(()));
+    assert_eq!(section(8, &[2, 4, 4, 3, 0, 4]), outside(1));
+    assert_eq!(section(8, &[2, 0, 5, 3, 4, 4]), outside(1));
+    assert_eq!(section(8, &[2, 0, 4, 3, 4, 5]), outside(1));
+    assert_eq!(section(8, &[2, 0, 0]), outside(0));
+    assert_eq!(section(8, &[2, 0, 3]), outside(0));
+    assert_eq!(section(8, &[2, 8, 4]), outside(0));
+    assert!(types().check_sections().is_err(), "as the compiler left them");
+}
+
+#[test]
 fn ext_records_are_grouped_by_program_section() {
     let btf = types();
     let ext = BtfExt::parse(TYPES_EXT, &btf).unwrap();

@@ -40,7 +40,7 @@ pub(super) fn load(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     let log = Log::new(buf, log_size, attr.u32(LOG_LEVEL), LOG_TRUE_SIZE)?;
     let mut bytes = vec![0; size as usize];
     kernel.user.read(attr.pointer(BTF), &mut bytes)?;
-    let parsed = Btf::parse(&bytes);
+    let parsed = Btf::parse(&bytes).and_then(|types| types.check_sections());
     let why = parsed.as_ref().err().map(|error| format!("{error}\n"));
     log.write(kernel, attr, &why.unwrap_or_default())?;
     parsed.map_err(|error| match error {
