@@ -122,3 +122,29 @@ fn bpftool_loads_shows_dumps_and_runs_programs() {
         assert_eq!(lines(&found), lines(&expected));
     }
 }
+
+#[test]
+fn bpftool_shows_types_and_values_by_their_types() {
+    let Some(_) = library().filter(|_| is_installed("bpftool")) else {
+        eprintln!("SKIPPED: no bpftool, or no library");
+        return;
+    };
+    let packet = temporary("bpftool_types_packet", &[0; 64]);
+    let values = "crates/cli/tests/data/values.bpf.o";
+    let objects = ["globals", "spin_lock", "xdp_packet"];
+    let objects = objects.map(|name| format!("testdata/progs/{name}.bpf.o")).join(" ");
+    let command = format!("sh crates/cli/tests/data/btf.sh {packet} {OBJECT} {values} {objects}");
+    let found = here("bpftool_types", &command);
+    assert!(
+        found.contains(r#""formatted":{"value":{".bss":[{"dropped":{"too_long":0,"#),
+        "{found}"
+    );
+    assert!(found.contains("\nstruct traffic {\n\t__u64 packets;\n"), "{found}");
+    assert!(found.lines().count() > 1000, "{found}");
+    if let Some(expected) = with_the_kernel(&command) {
+        for (found, expected) in found.lines().zip(expected.lines()) {
+            assert_eq!(found, expected);
+        }
+        assert_eq!(found.lines().count(), expected.lines().count());
+    }
+}
