@@ -36,6 +36,9 @@ pub const ROOT_VARIABLE: &str = "BPFARRAY_ROOT";
 /// Bytes before the BTF in the file of a BTF object: magic, version, id.
 pub(crate) const BTF_OFFSET: u64 = 16;
 
+/// What the names of files end with that are being made.
+const UNFINISHED: &str = "new";
+
 /// What a file in the root directory can be.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -398,7 +401,7 @@ impl Locked<'_> {
     /// Makes the file of a new object, complete before it has its name.
     fn create(&self, kind: Kind, id: u32, content: &[u8]) -> Result<(), Errno> {
         let path = self.root.object(kind, id);
-        let temporary = path.with_extension("new");
+        let temporary = path.with_extension(UNFINISHED);
         let created = File::options()
             .write(true)
             .create(true)
@@ -543,9 +546,15 @@ impl Locked<'_> {
     /// All numbers that are names in a directory, in order.
     pub(crate) fn list_in(&self, name: &str) -> Result<Vec<u32>, Errno> {
         let directory = self.root.path.join(name);
-        let entries = fs::read_dir(directory).map_err(|error| errno(&error))?;
-        let mut ids: Vec<u32> =
-            entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(directory).map_err(|error| errno(&error))?.flatten() {
+            let name = entry.file_name();
+            ids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+            // Nobody is making a file under this lock, so who began one was killed.
+            if Path::new(&name).extension().is_some_and(|extension| extension == UNFINISHED) {
+                fs::remove_file(entry.path()).map_err(|error| errno(&error))?;
+            }
+        }
         ids.sort_unstable();
         Ok(ids)
     }
