@@ -462,15 +462,7 @@ impl MapAttr {
     /// `bpf_obj_name_cpy`
     #[doc(alias = "bpf_obj_name_cpy")]
     pub fn check_name(&self) -> Result<&[u8], CreateError> {
-        let end = self.map_name.iter().position(|&b| b == 0).ok_or(CreateError::Name)?;
-        let name = &self.map_name[..end];
-        let allowed = |&b: &u8| {
-            b.is_ascii_alphanumeric()
-                || b == b'_'
-                || b == b'.'
-                || (b >= 0xc0 && b != 0xd7 && b != 0xf7)
-        };
-        if name.iter().all(allowed) { Ok(name) } else { Err(CreateError::Name) }
+        object_name(&self.map_name).ok_or(CreateError::Name)
     }
 
     /// The 16-byte name field that holds `name`, cut to 15 bytes as loaders do.
@@ -481,6 +473,20 @@ impl MapAttr {
         }
         field
     }
+}
+
+/// The name in a field for one of a map or a program: letters of Latin-1, digits, `_` and `.` before a NUL.
+///
+/// # Kernel
+/// `bpf_obj_name_cpy`
+#[doc(alias = "bpf_obj_name_cpy")]
+pub fn object_name(field: &[u8; MAP_NAME_LEN]) -> Option<&[u8]> {
+    let end = field.iter().position(|&b| b == 0)?;
+    let name = &field[..end];
+    let allowed = |&b: &u8| {
+        b.is_ascii_alphanumeric() || b == b'_' || b == b'.' || (b >= 0xc0 && b != 0xd7 && b != 0xf7)
+    };
+    name.iter().all(allowed).then_some(name)
 }
 
 #[cfg(test)]

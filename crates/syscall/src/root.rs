@@ -522,8 +522,11 @@ impl Locked<'_> {
             Kind::Prog | Kind::Link => fs::remove_dir_all(self.root.kept_by((kind, id))),
             Kind::Btf => Ok(()),
         };
-        fs::remove_file(&path).map_err(|error| errno(&error))?;
-        Ok(false)
+        match fs::remove_file(&path) {
+            // Looking through slots may have removed it already.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(errno(&error)),
+            _ => Ok(false),
+        }
     }
 
     /// Removes what can keep objects of a kind, besides descriptors and pins, and is kept by nobody itself. Whether it had

@@ -323,6 +323,38 @@ pub const SECTION_DEFS: &[SectionDef] = &[
     def("netfilter", P::NETFILTER).attach(A::NETFILTER),
 ];
 
+/// What a program must return, if that is limited.
+///
+/// # Kernel
+/// `check_return_code`
+pub(crate) fn return_range(prog_type: ProgType, attach_type: AttachType) -> Option<(i64, i64)> {
+    use {AttachType as A, ProgType as P};
+    match (prog_type, attach_type) {
+        // Programs that only watch, or change names.
+        (
+            P::CGROUP_SOCK_ADDR,
+            A::CGROUP_UDP4_RECVMSG
+            | A::CGROUP_UDP6_RECVMSG
+            | A::CGROUP_UNIX_RECVMSG
+            | A::CGROUP_INET4_GETPEERNAME
+            | A::CGROUP_INET6_GETPEERNAME
+            | A::CGROUP_UNIX_GETPEERNAME
+            | A::CGROUP_INET4_GETSOCKNAME
+            | A::CGROUP_INET6_GETSOCKNAME
+            | A::CGROUP_UNIX_GETSOCKNAME,
+        ) => Some((1, 1)),
+        (P::CGROUP_SOCK_ADDR, A::CGROUP_INET4_BIND | A::CGROUP_INET6_BIND) => Some((0, 3)),
+        (P::CGROUP_SKB, A::CGROUP_INET_EGRESS) => Some((0, 3)),
+        (P::CGROUP_SKB | P::CGROUP_SOCK | P::CGROUP_SOCK_ADDR | P::CGROUP_DEVICE, _) => {
+            Some((0, 1))
+        }
+        (P::CGROUP_SYSCTL | P::CGROUP_SOCKOPT | P::SOCK_OPS, _) => Some((0, 1)),
+        (P::SK_LOOKUP | P::NETFILTER, _) => Some((0, 1)),
+        (_, A::TRACE_ITER) => Some((0, 1)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

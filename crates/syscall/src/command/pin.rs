@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bpfarray_core::Errno;
 use bpfarray_core::map::HandleMode;
@@ -55,11 +55,11 @@ pub(super) fn pin(kernel: &Kernel, attr: &Attr) -> Result<(), Errno> {
             _ => Errno::EPERM,
         });
     };
-    let name = inside.file_name().ok_or(Errno::EEXIST)?;
+    inside.file_name().ok_or(Errno::EEXIST)?;
     if !inside.parent().is_some_and(|parent| parent.is_dir()) {
         return Err(Errno::ENOENT);
     }
-    if name.as_encoded_bytes().contains(&b'.') {
+    if is_reserved(&inside) {
         return Err(Errno::EPERM);
     }
     let locked = kernel.lock()?;
@@ -78,7 +78,11 @@ pub(super) fn get(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     let mode = mode_of(flags & !F_PATH_FD)?;
     check_path_fd(attr)?;
     let path = path(kernel, attr)?;
-    let inside = kernel.root.translate(&path).unwrap_or(path);
+    let inside = match kernel.root.translate(&path) {
+        Some(inside) if is_reserved(&inside) => return Err(Errno::EPERM),
+        Some(inside) => inside,
+        None => path,
+    };
     let locked = kernel.lock()?;
     let found = fs::metadata(&inside).map_err(|error| errno(&error))?;
     if !found.is_file() {
@@ -96,6 +100,15 @@ pub(super) fn get(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno> {
     let file = locked.open(kind, id, mode)?;
     drop(locked);
     Ok(kernel.install(file, None))
+}
+
+/// Whether it is a name that only the kernel gives, in a directory that is there.
+///
+/// # Kernel
+/// `bpf_lookup`
+fn is_reserved(inside: &Path) -> bool {
+    let has_dot = inside.file_name().is_some_and(|name| name.as_encoded_bytes().contains(&b'.'));
+    has_dot && inside.parent().is_some_and(Path::is_dir)
 }
 
 fn check_path_fd(attr: &Attr) -> Result<(), Errno> {

@@ -70,9 +70,6 @@ impl Xdp {
         let room = FRAME_SIZE - TAILROOM - HEADROOM + meta;
         let linear = data_end.min(room);
         let max = linear + MAX_FRAGS * FRAG_SIZE;
-        if packet.len() > max {
-            return Err(ContextError::PacketTooLong { len: packet.len(), max });
-        }
         self.ifindex_in = field(12);
         self.ingress_ifindex = if self.ifindex_in == 0 { 1 } else { self.ifindex_in };
         self.rx_queue_index = field(16);
@@ -81,6 +78,9 @@ impl Xdp {
         }
         if field(20) != 0 {
             return Err(ContextError::CtxField("egress_ifindex"));
+        }
+        if packet.len() > max {
+            return Err(ContextError::PacketTooLong { len: packet.len(), max });
         }
         self.data = HARD_START + HEADROOM;
         self.data_meta = self.data - meta;

@@ -360,13 +360,15 @@ impl Explorer<'_> {
                 if let Some(id) = state.owned.first() {
                     return Err(Kind::Rule(Rule::Unreleased(*id)));
                 }
-                let is_iter = self.env.attach_type == crate::prog_type::AttachType::TRACE_ITER;
+                let (prog_type, attach_type) = (self.env.prog_type, self.env.attach_type);
                 match state.ret() {
                     Return::Later => in_range("At async callback return", 0, 0),
                     Return::Global if result.is_pointer() => Err(Kind::Rule(Rule::ReturnsPointer)),
                     Return::Global => Ok(()),
-                    _ if is_iter => in_range("At program exit", 0, 1),
-                    _ => Ok(()),
+                    _ => match crate::prog_type::return_range(prog_type, attach_type) {
+                        Some((min, max)) => in_range("At program exit", min, max),
+                        None => Ok(()),
+                    },
                 }
             }
         }

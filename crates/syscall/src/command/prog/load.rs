@@ -3,7 +3,9 @@
 use std::fs;
 use std::sync::Arc;
 
+use bpfarray::ProgramObject;
 use bpfarray_core::Errno;
+use bpfarray_core::attr::object_name;
 use bpfarray_core::btf::Btf;
 use bpfarray_core::insn::{INSN_SIZE, Insn};
 use bpfarray_core::map::HandleMode;
@@ -140,11 +142,14 @@ fn check(
         if FUNC_INFO.count(attr) != 0 {
             file.func_info = records::func_info(kernel, attr, &types)?;
         }
-        let functions = records::functions(&file.insns);
-        records::check_functions(&file.func_info, &functions)?;
-        file.line_info = records::line_info(kernel, attr, &types, &file.insns, &functions)?;
         file.btf_id = found.id;
         btf = Some(types);
+    }
+    let functions = records::functions(&file.insns);
+    records::check_bounds(&file.insns, &functions)?;
+    if let Some(types) = &btf {
+        records::check_functions(&file.func_info, &functions)?;
+        file.line_info = records::line_info(kernel, attr, types, &file.insns, &functions)?;
         if attr.u32(CORE_RELO_CNT) != 0 {
             let why = "relocations are done by the loader";
             return Err((Errno::EINVAL, why.to_owned()));
@@ -161,6 +166,11 @@ fn check(
             error => (errno, error.to_string()),
         }
     })?;
+    // Those that are only listed are the program's as well.
+    let owner = program.owner();
+    maps.iter()
+        .try_for_each(|map| map.to_ref().claim_owner(&owner))
+        .map_err(|error| (error.errno(), String::new()))?;
     file.made = made(&file, &program);
     Ok(Checked { file, maps, program })
 }
@@ -272,12 +282,9 @@ fn license(kernel: &Kernel, attr: &Attr) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// # Kernel
-/// `bpf_obj_name_cpy`
 fn name(given: [u8; NAME_LEN]) -> Result<[u8; NAME_LEN], Errno> {
-    let len = given.iter().position(|&byte| byte == 0).ok_or(Errno::EINVAL)?;
+    let allowed = object_name(&given).ok_or(Errno::EINVAL)?;
     let mut name = [0; NAME_LEN];
-    name[..len].copy_from_slice(&given[..len]);
-    let is_allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.');
-    if name[..len].iter().all(is_allowed) { Ok(name) } else { Err(Errno::EINVAL) }
+    name[..allowed.len()].copy_from_slice(allowed);
+    Ok(name)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bpfarray_core::Errno;
 use bpfarray_core::insn::{Insn, Reg, class, mode, pseudo};
+use bpfarray_core::map::array::direct_value_addr;
 
 use crate::file::{MapObject, NotOurs, Object};
 use crate::kernel::Kernel;
@@ -121,7 +122,11 @@ impl<'a> UsedMaps<'a> {
                 _ => return refused(Errno::EINVAL, "unrecognized bpf_ld_imm64 insn"),
             };
             let map = self.map(fd)?;
-            let place = self.add(map)?;
+            let place = self.add(Arc::clone(&map))?;
+            if own_kind == pseudo::MAP_IDX_VALUE {
+                let addr = direct_value_addr(map.to_ref().layout(), offset.cast_unsigned());
+                addr.map_err(|error| (error.errno(), error.to_string()))?;
+            }
             insns[at - 2] = Insn { src: Reg::new(own_kind), imm: place as i32, ..insn };
         }
         Ok(self.maps)

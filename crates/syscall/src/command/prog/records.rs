@@ -2,7 +2,7 @@
 
 use bpfarray_core::Errno;
 use bpfarray_core::btf::{Btf, Def};
-use bpfarray_core::insn::{Insn, pseudo};
+use bpfarray_core::insn::{Insn, class, jmp, pseudo};
 
 use crate::attr::{Attr, check_tail};
 use crate::kernel::Kernel;
@@ -22,12 +22,14 @@ pub(super) struct Place {
     records: usize,
     count: usize,
     what: &'static str,
+    /// What the kernel says of more records than it would make room for.
+    too_many: Errno,
 }
 
 pub(super) const FUNC_INFO: Place =
-    Place { rec_size: 76, records: 80, count: 88, what: "func info" };
+    Place { rec_size: 76, records: 80, count: 88, what: "func info", too_many: Errno::ENOMEM };
 pub(super) const LINE_INFO: Place =
-    Place { rec_size: 92, records: 96, count: 104, what: "line_info" };
+    Place { rec_size: 92, records: 96, count: 104, what: "line_info", too_many: Errno::EINVAL };
 
 fn invalid<T>(why: String) -> Result<T, Refused> {
     Err((Errno::EINVAL, why))
@@ -52,7 +54,7 @@ impl Place {
             return invalid(format!("invalid {} rec size {rec_size}", self.what));
         }
         if u64::from(count) * N as u64 > i32::MAX as u64 {
-            return invalid(String::new());
+            return Err((self.too_many, String::new()));
         }
         // What the caller promises need not be there.
         let mut records = Vec::new();
@@ -186,4 +188,32 @@ pub(super) fn functions(insns: &[Insn]) -> Vec<u32> {
     functions.sort_unstable();
     functions.dedup();
     functions
+}
+
+/// Whether jumps stay in their function, and none falls off its end: looked at before lines and maps are.
+///
+/// # Kernel
+/// `check_subprogs`
+pub(super) fn check_bounds(insns: &[Insn], functions: &[u32]) -> Result<(), Refused> {
+    let ends = functions.iter().skip(1).map(|&end| end as usize).chain([insns.len()]);
+    for (&start, end) in functions.iter().zip(ends) {
+        let start = start as usize;
+        for (at, insn) in insns.iter().enumerate().take(end).skip(start) {
+            let is_jump = matches!(insn.class(), class::JMP | class::JMP32);
+            let by = match (insn.class(), insn.op()) {
+                (_, jmp::EXIT | jmp::CALL) => None,
+                (class::JMP32, jmp::JA) => Some(i64::from(insn.imm)),
+                _ => Some(i64::from(insn.off)),
+            };
+            let target = by.filter(|_| is_jump).map(|by| at as i64 + by + 1);
+            if let Some(target) = target.filter(|to| !(start as i64..end as i64).contains(to)) {
+                return invalid(format!("jump out of range from insn {at} to {target}"));
+            }
+            let is_end = is_jump && matches!(insn.op(), jmp::EXIT | jmp::JA);
+            if at + 1 == end && !is_end {
+                return invalid("last insn is not an exit or jmp".to_owned());
+            }
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bpfarray::MapRef;
 use bpfarray_core::Errno;
+use bpfarray_vm::context::ContextError;
 use bpfarray_vm::prog_type::AttachType;
 use bpfarray_vm::{Context, ProgType, Program};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -39,7 +40,7 @@ const XDP_MD_SIZE: usize = 24;
 const SK_BUFF_SIZE: usize = 192;
 const ETH_HLEN: u32 = 14;
 
-/// Longest packet with its pieces, and some more: what is longer is refused whatever is in it.
+/// More than the longest packet with its pieces has: what is longer is refused for the same reason.
 const MAX_DATA: u32 = 1 << 20;
 
 /// Most bytes of a tracepoint's arguments.
@@ -84,7 +85,7 @@ impl TestRun<'_> {
         if self.attr.u32(DATA_SIZE_IN) < ETH_HLEN {
             return Err(Errno::EINVAL);
         }
-        self.packet(ctx)
+        self.packet(self.context(ctx.as_deref())?, ctx.is_some())
     }
 
     /// # Kernel
@@ -94,8 +95,12 @@ impl TestRun<'_> {
         if is_any_set || self.attr.u32(DATA_SIZE_IN) < ETH_HLEN {
             return Err(Errno::EINVAL);
         }
-        let ctx = self.ctx_in(SK_BUFF_SIZE)?;
-        self.packet(ctx)
+        // The packet is copied before what goes with it is looked at.
+        let plain = self.context(None)?;
+        match self.ctx_in(SK_BUFF_SIZE)? {
+            Some(ctx) => self.packet(self.context(Some(&ctx))?, true),
+            None => self.packet(plain, false),
+        }
     }
 
     /// Whether one of these numbers is not 0.
@@ -120,18 +125,37 @@ impl TestRun<'_> {
         Ok(Some(ctx))
     }
 
-    /// Runs the program on the caller's packet.
-    fn packet(&self, ctx: Option<Vec<u8>>) -> Result<(), Errno> {
-        let len = self.attr.u32(DATA_SIZE_IN);
-        if len > MAX_DATA {
-            return Err(Errno::EINVAL);
-        }
+    /// The caller's packet, and what it wants to be known of it.
+    fn context(&self, ctx: Option<&[u8]>) -> Result<Context, Errno> {
+        let len = self.attr.u32(DATA_SIZE_IN).min(MAX_DATA);
         let mut packet = vec![0; len as usize];
+        let data_in = self.attr.pointer(DATA_IN);
         // Sizes are judged before the packet is copied.
-        let fault = self.kernel.user.read(self.attr.pointer(DATA_IN), &mut packet);
+        let fault = self.kernel.user.read(data_in, &mut packet);
         let prog_type = ProgType(self.prog.file.prog_type);
-        let mut context = context_for(prog_type, &packet, ctx.as_deref())?;
-        fault?;
+        let context = context_for(prog_type, &packet, ctx);
+        let context = context.map_err(|error| match (error.errno(), error) {
+            // As many pieces are copied as there is room for.
+            (Errno::ENOMEM, ContextError::PacketTooLong { max, .. }) => {
+                let copied = self.kernel.user.read(data_in, &mut packet[..max]);
+                copied.err().unwrap_or(Errno::ENOMEM)
+            }
+            // The first piece has been copied when these are looked at.
+            (errno, ContextError::CtxField("rx_queue_index" | "egress_ifindex")) => {
+                let data_end = ctx.and_then(|ctx| ctx.get(4..)?.first_chunk());
+                let first = data_end.map_or(0, |end| u32::from_ne_bytes(*end) as usize);
+                let first = first.min(packet.len());
+                let copied = self.kernel.user.read(data_in, &mut packet[..first]);
+                copied.err().unwrap_or(errno)
+            }
+            (errno, _) => errno,
+        })?;
+        fault.map(|()| context)
+    }
+
+    /// Runs the program on a packet.
+    fn packet(&self, mut context: Context, has_ctx: bool) -> Result<(), Errno> {
+        let prog_type = ProgType(self.prog.file.prog_type);
         let (retval, duration) = self.run(&mut context, self.attr.u32(REPEAT).max(1))?;
         let ctx_out = context.ctx_out();
         let in_frags = match prog_type {
@@ -143,10 +167,10 @@ impl TestRun<'_> {
             _ => 0,
         };
         self.finish(&context.packet(), in_frags, retval, duration)?;
-        if ctx.is_some() {
+        if has_ctx {
             self.finish_ctx(&ctx_out)?;
         }
-        if packet.len() <= KEPT {
+        if self.attr.u32(DATA_SIZE_IN) <= KEPT {
             // Not while the thread ends.
             let _ = CONTEXT.try_with(|kept| kept.set(Some((prog_type, context))));
         }
@@ -317,7 +341,7 @@ pub(in super::super) fn count_runs(
 }
 
 /// Packets that are longer than this leave no memory behind.
-const KEPT: usize = 4096;
+const KEPT: u32 = 4096;
 
 thread_local! {
     /// The context of the last packet, whose memory the next one takes.
@@ -325,13 +349,16 @@ thread_local! {
 }
 
 /// A context for a packet.
-fn context_for(prog_type: ProgType, packet: &[u8], ctx: Option<&[u8]>) -> Result<Context, Errno> {
+fn context_for(
+    prog_type: ProgType,
+    packet: &[u8],
+    ctx: Option<&[u8]>,
+) -> Result<Context, ContextError> {
     let kept = CONTEXT.try_with(Cell::take).ok().flatten();
-    let context = match kept.filter(|(of, _)| *of == prog_type) {
+    match kept.filter(|(of, _)| *of == prog_type) {
         Some((_, mut context)) => context.reset(packet, ctx).map(|()| context),
         None => Context::new(prog_type, packet, ctx),
-    };
-    context.map_err(|error| error.errno())
+    }
 }
 
 /// A program that does what it may not is stopped, and the caller told that an address was wrong.
