@@ -1,5 +1,5 @@
 //! What is left of programs when processes are killed while they load, run and pin them.
-#![allow(unsafe_code, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

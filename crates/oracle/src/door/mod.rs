@@ -1,6 +1,7 @@
 //! Raw attribute blocks, put to the live kernel and to `bpfarray-syscall`: the same bytes, good and bad.
 
 mod call;
+mod load;
 mod maps;
 mod progs;
 mod side;
