@@ -229,8 +229,12 @@ impl Call {
             }
             PROG_TEST_RUN => block[36..40].fill(0),
             INFO_BY_FD => {
-                // The id, machine code, the time, descriptions of machine code, and tags of its functions.
-                for field in [4..8, 16..20, 40..48, 104..112, 128..132, 168..172, 180..184] {
+                // The id, machine code, the time, descriptions of machine code, the id of the types.
+                for field in [4..8, 16..20, 40..48, 104..112, 128..132, 168..172] {
+                    arena[INFO..][field].fill(0);
+                }
+                // Tags of functions in machine code, and how often the verifier saw an instruction.
+                for field in [180..184, 216..220] {
                     arena[INFO..][field].fill(0);
                 }
                 if self.slots.iter().any(|(_, slot)| matches!(slot, Slot::Btf)) {

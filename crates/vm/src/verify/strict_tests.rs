@@ -7,7 +7,7 @@ use bpfarray_core::{Errno, helper_id};
 
 use super::{Environment, LogLevel, Refusal, Verified, verify};
 use crate::helper::HelperSet;
-use crate::prog_type::ProgType;
+use crate::prog_type::{AttachType, ProgType};
 
 const R0: Reg = Reg::R0;
 const R1: Reg = Reg::R1;
@@ -354,4 +354,25 @@ fn the_log_of_an_accepted_program_has_all_paths_if_asked_for() {
         "{all}"
     );
     assert!(all.contains("\nfrom 7 to 9: safe\n") || all.contains("\n9: safe\n"), "{all}");
+}
+
+#[test]
+fn programs_for_control_groups_return_what_these_can_do() {
+    let with = |prog_type, attach_type, value| {
+        let (maps, helpers) = (maps(), HelperSet::linux());
+        let env = Environment::new(prog_type, &maps, &helpers);
+        let env = Environment { strict: true, attach_type, ..env };
+        verify(vec![Insn::mov64_imm(R0, value), EXIT], &env).is_ok()
+    };
+    use {AttachType as A, ProgType as P};
+    let taken = |prog_type, attach_type| {
+        (-1..5).filter(|&value| with(prog_type, attach_type, value)).collect::<Vec<_>>()
+    };
+    assert_eq!(taken(P::CGROUP_SKB, A::CGROUP_INET_INGRESS), [0, 1]);
+    assert_eq!(taken(P::CGROUP_SKB, A::CGROUP_INET_EGRESS), [0, 1, 2, 3]);
+    assert_eq!(taken(P::CGROUP_SOCK_ADDR, A::CGROUP_INET4_BIND), [0, 1, 2, 3]);
+    assert_eq!(taken(P::CGROUP_SOCK_ADDR, A::CGROUP_INET4_CONNECT), [0, 1]);
+    assert_eq!(taken(P::CGROUP_SOCK_ADDR, A::CGROUP_UDP4_RECVMSG), [1]);
+    assert_eq!(taken(P::SK_LOOKUP, A::SK_LOOKUP), [0, 1]);
+    assert_eq!(taken(P::XDP, A(0)), [-1, 0, 1, 2, 3, 4]);
 }
