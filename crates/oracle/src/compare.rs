@@ -14,7 +14,7 @@ use crate::kernel_side::{self, KernelSide};
 use crate::ops::Case;
 use crate::our_program::{OurEngine, OurProgram};
 use crate::ours::{self, OurSide};
-use crate::programs::{self, Engine, Kind, Program, QA, Style, on_cpu_0, run_assembled};
+use crate::programs::{self, Engine, Program, QA, Style, on_cpu_0};
 use crate::request::{Creator, Request};
 use crate::subject::answers;
 use crate::xlated::{self, Differences};
@@ -88,7 +88,15 @@ pub enum Error {
     Cpu(#[from] programs::NoCpu0),
 }
 
-fn same<T: PartialEq + fmt::Debug>(
+impl Error {
+    /// A program that only the kernel refuses.
+    pub(crate) fn refused(seed: u64, questions: Vec<String>, kernel: String) -> Self {
+        let ours = "not asked".into();
+        Self::Mismatch(Box::new(Mismatch { seed, questions, kernel, ours }))
+    }
+}
+
+pub(crate) fn same<T: PartialEq + fmt::Debug>(
     seed: u64,
     questions: impl FnOnce() -> Vec<String>,
     kernel: &T,
@@ -257,7 +265,7 @@ impl fmt::Display for Translated {
 }
 
 impl Translated {
-    fn compare(
+    pub(crate) fn compare(
         &mut self,
         ours: &impl Program,
         theirs: &impl Program,
@@ -319,41 +327,4 @@ pub fn timers_without_users(kernel: Kernel, corpus: &Corpus) -> Result<(), Error
         }
     }
     if mismatches.is_empty() { Ok(()) } else { Err(Error::Programs(mismatches)) }
-}
-
-/// Compares what `count` random programs of a kind leave in their maps, and their translated instructions.
-///
-/// # Errors
-/// The first difference.
-pub fn random_programs(
-    kernel: Kernel,
-    kind: Kind,
-    seed: u64,
-    count: u64,
-) -> Result<Translated, Error> {
-    let creator = Creator::Trusted;
-    let (mut translated, mut mismatches) = (Translated::default(), Vec::new());
-    for seed in seed..seed + count {
-        let program = (kind.random)(seed);
-        let theirs = || run_assembled(&KernelEngine { kernel, creator }, &program);
-        let theirs = on_cpu_0(theirs)?;
-        for engine in OurEngine::all(creator) {
-            let ours = on_cpu_0(|| run_assembled(&engine, &program))?;
-            let lines = || Disasm::new(&program.insns).map(|line| line.to_string());
-            let listing = || lines().chain([format!("in the {}", engine.engine)]).collect();
-            same(seed, listing, &theirs, &ours)?;
-        }
-        let engine = bpfarray_vm::Engine::Interp;
-        let theirs = KernelEngine { kernel, creator }.assemble(&program);
-        let ours = OurEngine { engine, creator }.assemble(&program);
-        // Programs that one side refuses are another comparison's.
-        if let (Ok(theirs), Ok(ours)) = (theirs, ours) {
-            let question = || format!("{} {seed}", kind.name);
-            let are_deliberate = Differences::are_deliberate_at_random;
-            if let Some(mismatch) = translated.compare(&ours, &theirs, are_deliberate, question) {
-                mismatches.push(mismatch);
-            }
-        }
-    }
-    if mismatches.is_empty() { Ok(translated) } else { Err(Error::Programs(mismatches)) }
 }

@@ -2,7 +2,7 @@
 //! only bounds make safe.
 //!
 //! An XDP program works on 16 numbers in a map value, whose address stays in r9, with the context in r6 and loop
-//! counters in r7 and r8. Every program passes the kernel's verifier.
+//! counters in r7 and r8. Every program passes the kernel's verifier, but for the few on whose many paths it gives up.
 
 use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, X, alu, atomic, class, jmp, pseudo, size};

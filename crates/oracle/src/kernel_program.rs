@@ -18,7 +18,7 @@ use crate::kernel::Kernel;
 use crate::perf_ring::PerfRing;
 use crate::programs::{Assembled, Contents, Engine, Outcome, Program};
 use crate::request::{Creator, Request};
-use crate::sys::{Btf, Map, Prog};
+use crate::sys::{Btf, LoadError, Map, Prog};
 use crate::{btf, kernel_side, possible_cpus};
 
 const BPF_F_SLEEPABLE: u32 = 1 << 4;
@@ -171,7 +171,11 @@ pub(crate) fn load(object: &Object, program: &str, maps: &[&Map]) -> Result<Prog
     let mut load = ProgLoad::new(prog_type.0, &code.insns, maps);
     load.expected_attach_type = spec.expected_attach_type().map_or(0, |attach_type| attach_type.0);
     load.prog_flags = load_flags(prog_type, spec.def.is_some_and(|def| def.xdp_has_frags));
-    load_with_btf(load)
+    load_with_btf(load)?.map_err(refusal)
+}
+
+fn refusal(why: LoadError) -> String {
+    format!("loading the program: {why}")
 }
 
 /// The flags with which a program is loaded.
@@ -180,13 +184,14 @@ pub(crate) fn load_flags(prog_type: ProgType, has_frags: bool) -> u32 {
     sleepable | if has_frags { BPF_F_XDP_HAS_FRAGS } else { 0 }
 }
 
-/// Functions whose address is taken must be described by BTF.
-fn load_with_btf(load: ProgLoad<'_>) -> Result<Prog, String> {
+/// Functions whose address is taken must be described by BTF. What the kernel says about the program is told apart from what
+/// kept it from being asked.
+fn load_with_btf(load: ProgLoad<'_>) -> Result<Result<Prog, LoadError>, String> {
     let btf = Btf::load(&btf::blob()).map_err(|e| format!("loading BTF: {e}"))?;
     let func_info = btf::func_info(load.insns);
     let prog_flags = load.prog_flags | load_flags(ProgType(load.prog_type), false);
     let load = ProgLoad { btf: Some(&btf), func_info: &func_info, prog_flags, ..load };
-    Prog::load(&load).map_err(|e| format!("loading the program: {e}"))
+    Ok(Prog::load(&load))
 }
 
 /// The kernel, and who creates the maps of programs in it.
@@ -238,6 +243,22 @@ impl KernelEngine {
     }
 }
 
+impl KernelEngine {
+    /// Loads a program with fresh maps, or gives what the kernel says about it.
+    pub(crate) fn ask_to_assemble(
+        &self,
+        assembled: &Assembled,
+    ) -> Result<Result<KernelProgram, LoadError>, String> {
+        let KernelMaps(maps) = self.make(&assembled.maps, assembled.inner)?;
+        let prog_type = assembled.prog_type;
+        let prog = {
+            let maps: Vec<&Map> = maps.iter().map(|map| &map.map).collect();
+            load_with_btf(ProgLoad::new(prog_type.0, &assembled.insns, &maps))?
+        };
+        Ok(prog.map(|prog| KernelProgram { prog_type, prog, maps }))
+    }
+}
+
 impl Engine for KernelEngine {
     type Program = KernelProgram;
 
@@ -262,10 +283,7 @@ impl Engine for KernelEngine {
     }
 
     fn assemble(&self, assembled: &Assembled) -> Result<KernelProgram, String> {
-        let maps = self.make(&assembled.maps, assembled.inner)?;
-        let prog_type = assembled.prog_type;
-        let prog = load_with_btf(ProgLoad::new(prog_type.0, &assembled.insns, &maps.maps()))?;
-        Ok(KernelProgram { prog_type, prog, maps: maps.0 })
+        self.ask_to_assemble(assembled)?.map_err(refusal)
     }
 }
 

@@ -29,6 +29,7 @@ mod ours;
 mod perf_ring;
 pub mod programs;
 pub mod race;
+pub mod random;
 pub mod ranges;
 pub mod record;
 pub mod replay;

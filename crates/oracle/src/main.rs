@@ -9,7 +9,7 @@ use oracle::hostile::runs::Runs;
 use oracle::hostile::{campaign, verify};
 use oracle::ops::Case;
 use oracle::programs::Kind;
-use oracle::{Kernel, compare, record};
+use oracle::{Kernel, compare, random, record};
 
 /// Compare bpfarray with the live kernel, or record what the kernel answers
 #[derive(Parser)]
@@ -101,8 +101,7 @@ fn main() -> ExitCode {
 }
 
 fn random_programs(kernel: Kernel, kind: Kind, c: &Campaign) -> Result<(), compare::Error> {
-    let translated = compare::random_programs(kernel, kind, c.seed, c.count)?;
-    println!("{} programs: no difference\n{translated}", c.count);
+    println!("{}", random::compare(kernel, kind, c.seed, c.count)?);
     Ok(())
 }
 

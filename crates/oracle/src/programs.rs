@@ -125,7 +125,17 @@ pub fn run_assembled<E: Engine>(
     engine: &E,
     assembled: &Assembled,
 ) -> Result<(Outcome, Vec<Contents>), String> {
-    let mut program = engine.assemble(assembled)?;
+    run_once(&mut engine.assemble(assembled)?, assembled)
+}
+
+/// Runs a program that has been assembled, and gives what came out and its maps.
+///
+/// # Errors
+/// Why it did not run to its end.
+pub(crate) fn run_once<P: Program>(
+    program: &mut P,
+    assembled: &Assembled,
+) -> Result<(Outcome, Vec<Contents>), String> {
     let data = Some(assembled.packet.clone()).filter(|packet| !packet.is_empty());
     let outcome = program.run(&Input { data, ..Input::default() })?;
     Ok((outcome, program.maps()?))

@@ -8,13 +8,17 @@ use oracle::corpus::Corpus;
 use oracle::hostile::{Cases, Strict, TheKernel, Verdict, reason, verify};
 use oracle::ops::Case;
 use oracle::programs::Kind;
-use oracle::{Kernel, compare};
+use oracle::{Kernel, compare, random};
 
 type Test = fn(Kernel) -> Result<(), Failed>;
 
 fn random_programs(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Result<(), Failed> {
-    let translated = compare::random_programs(kernel, kind, seed, count)?;
-    assert!(translated.programs as u64 > count / 2, "{translated}");
+    let done = random::compare(kernel, kind, seed, count)?;
+    assert_eq!(done.translated.programs as u64, count, "{done}");
+    assert!(done.too_large < count / 1_000, "{done}");
+    if kind.name == Kind::FLOWS.name {
+        assert_eq!(done.missing(), None, "{done}");
+    }
     Ok(())
 }
 
