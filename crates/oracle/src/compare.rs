@@ -85,7 +85,7 @@ pub enum Error {
     #[error(transparent)]
     Ours(#[from] ours::Error),
     #[error(transparent)]
-    Cpu(#[from] programs::NoCpu0),
+    Cpu(#[from] programs::NoCpu),
 }
 
 impl Error {

@@ -262,12 +262,26 @@ impl fmt::Display for QA {
     }
 }
 
-/// Runs `f` on CPU 0, and no two at once in this process: a second thread there would be given
-/// the lane of another CPU, and values per CPU would differ.
+/// Runs `f` on CPU 0, as [`on_cpu`].
 ///
 /// # Errors
 /// When CPU 0 is not to be had.
-pub fn on_cpu_0<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NoCpu0> {
+pub fn on_cpu_0<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NoCpu> {
+    on_cpu(0, f)
+}
+
+/// The first CPU that this process may run on: what compares values of all CPUs is content with any.
+pub(crate) fn first_cpu() -> usize {
+    let Ok(cpus) = rustix::thread::sched_getaffinity(None) else { return 0 };
+    (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| cpus.is_set(*cpu)).unwrap_or(0)
+}
+
+/// Runs `f` on a CPU, and no two at once in this process: a second thread there would be given
+/// the lane of another CPU, and values per CPU would differ.
+///
+/// # Errors
+/// When the CPU is not to be had.
+pub(crate) fn on_cpu<T: Send>(cpu: usize, f: impl FnOnce() -> T + Send) -> Result<T, NoCpu> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // Callbacks of timers of earlier programs end, which may be in this CPU's lane. This thread is in none.
@@ -275,15 +289,15 @@ pub fn on_cpu_0<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NoCpu0> {
     std::thread::scope(|s| {
         let thread = s.spawn(|| {
             let mut cpus = rustix::thread::CpuSet::new();
-            cpus.set(0);
-            rustix::thread::sched_setaffinity(None, &cpus).map_err(|_| NoCpu0)?;
+            cpus.set(cpu);
+            rustix::thread::sched_setaffinity(None, &cpus).map_err(|_| NoCpu(cpu))?;
             Ok(f())
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-/// This process may not run on CPU 0.
+/// This process may not run on a CPU.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("this process may not run on CPU 0")]
-pub struct NoCpu0;
+#[error("this process may not run on CPU {0}")]
+pub struct NoCpu(usize);

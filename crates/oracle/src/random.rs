@@ -13,7 +13,7 @@ use crate::create::MapCreate;
 use crate::kernel::Kernel;
 use crate::kernel_program::KernelEngine;
 use crate::our_program::OurEngine;
-use crate::programs::{Assembled, Engine as _, Kind, on_cpu_0, run_once};
+use crate::programs::{Assembled, Engine as _, Kind, first_cpu, on_cpu, run_once};
 use crate::request::Creator;
 use crate::xlated::Differences;
 
@@ -151,19 +151,19 @@ impl Compared {
 }
 
 /// Compares what `count` random programs of a kind that the kernel takes leave in their maps, and their translated
-/// instructions. Programs on which the kernel's verifier gives up come in addition; any other refusal is a difference.
+/// instructions, on the first CPU that the process may run on. Programs on which the kernel's verifier gives up come in addition; any other refusal is a difference.
 ///
 /// # Errors
 /// The first difference in a result, or all in translated instructions.
 pub fn compare(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Result<Compared, Error> {
     let engines = OurEngine::all(Creator::Trusted).map(|engine| engine.engine).collect();
     let mut done = Compared { engines, ..Compared::default() };
-    let mut mismatches = Vec::new();
+    let (cpu, mut mismatches) = (first_cpu(), Vec::new());
     for seed in seed.. {
         if done.programs >= count {
             break;
         }
-        mismatches.extend(on_cpu_0(|| done.compare(kernel, kind, seed))??);
+        mismatches.extend(on_cpu(cpu, || done.compare(kernel, kind, seed))??);
     }
     if mismatches.is_empty() { Ok(done) } else { Err(Error::Programs(mismatches)) }
 }

@@ -40,7 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     #[error(transparent)]
-    Cpu(#[from] programs::NoCpu0),
+    Cpu(#[from] programs::NoCpu),
     #[error("line {line}: {question}\nkernel: {kernel}\nours:   {ours}")]
     Mismatch { line: usize, question: String, kernel: String, ours: String },
 }
