@@ -165,6 +165,17 @@ pub const MAP_LOOKUP_PERCPU_ELEM: u32 = 195;
 #[doc(alias = "BPF_FUNC_ktime_get_tai_ns")]
 pub const KTIME_GET_TAI_NS: u32 = 208;
 
+/// What the load of a byte of the packet becomes a call of in translated programs: a number of our own, for the kernel's
+/// function has none. No program can call it.
+#[doc(alias = "bpf_skb_load_helper_8_no_cache")]
+pub const SKB_LOAD_HELPER_8_NO_CACHE: u32 = u32::MAX - 2;
+/// As [`SKB_LOAD_HELPER_8_NO_CACHE`], for two bytes.
+#[doc(alias = "bpf_skb_load_helper_16_no_cache")]
+pub const SKB_LOAD_HELPER_16_NO_CACHE: u32 = u32::MAX - 1;
+/// As [`SKB_LOAD_HELPER_8_NO_CACHE`], for four bytes.
+#[doc(alias = "bpf_skb_load_helper_32_no_cache")]
+pub const SKB_LOAD_HELPER_32_NO_CACHE: u32 = u32::MAX;
+
 /// The name of a helper, with its `bpf_` prefix; `None` past the last id.
 ///
 /// ```
@@ -176,7 +187,12 @@ pub const KTIME_GET_TAI_NS: u32 = 208;
 /// # Kernel
 /// `___BPF_FUNC_MAPPER`
 pub fn name(id: u32) -> Option<&'static str> {
-    NAMES.get(id as usize).copied()
+    match id {
+        SKB_LOAD_HELPER_8_NO_CACHE => Some("bpf_skb_load_helper_8_no_cache"),
+        SKB_LOAD_HELPER_16_NO_CACHE => Some("bpf_skb_load_helper_16_no_cache"),
+        SKB_LOAD_HELPER_32_NO_CACHE => Some("bpf_skb_load_helper_32_no_cache"),
+        _ => NAMES.get(id as usize).copied(),
+    }
 }
 
 /// The id of the helper with this name, with or without its `bpf_` prefix.

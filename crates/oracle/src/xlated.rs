@@ -24,8 +24,6 @@ pub enum Kind {
     Context,
     /// What the kernel puts before programs that write to packets.
     Prologue,
-    /// A load from the packet, which the kernel writes out.
-    PacketLoad,
     /// The upper half of a register cleared, after a 32-bit `cmpxchg`.
     ZeroExtension,
     /// A `may_goto`, which the kernel writes out.
@@ -52,7 +50,6 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Context => "context fields",
             Self::Prologue => "prologues",
-            Self::PacketLoad => "packet loads",
             Self::ZeroExtension => "zero extensions",
             Self::MayGoto => "may_goto",
             Self::Helper => "inlined helpers",
@@ -261,7 +258,6 @@ fn judge(at: usize, ours: &[Insn], kernel: &[Insn], next: Option<&Insn>) -> Kind
         (true, _) if matches!(kernel, [only] if is_zero_extension(*only)) => Kind::ZeroExtension,
         (true, _) => Kind::Removed,
         (_, true) if !ours.iter().all(is_access) => Kind::Kept,
-        _ if any(|insn| insn.class() == class::LD && insn.mode() != mode::IMM) => Kind::PacketLoad,
         _ if any(|insn| insn.code == class::JMP | jmp::JCOND) => Kind::MayGoto,
         // Next to a field there may be some that look alike. What is removed has more to it than accesses.
         _ if ours.iter().all(is_access) => Kind::Context,

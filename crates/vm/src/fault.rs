@@ -181,6 +181,9 @@ pub enum HelperError {
     /// A function that was called back ended the run.
     #[error("{0}")]
     Callback(Box<Fault>),
+    /// A packet load without a packet.
+    #[error("there is no packet")]
+    NoPacket,
     /// The run took more instructions than it was given.
     #[error("out of fuel")]
     OutOfFuel,
@@ -210,8 +213,10 @@ impl HelperError {
 impl FaultKind {
     /// The fault of a helper that was called with these arguments.
     pub(crate) fn helper(name: &Arc<str>, args: &[u64; 5], error: HelperError) -> Self {
-        if error == HelperError::OutOfFuel {
-            return Self::OutOfFuel;
+        match error {
+            HelperError::OutOfFuel => return Self::OutOfFuel,
+            HelperError::NoPacket => return Self::NoPacket,
+            _ => {}
         }
         let arg = error.culprit().and_then(|bad| args.iter().position(|arg| *arg == bad));
         Self::Helper { name: Arc::clone(name), arg: arg.map(|arg| arg + 1), error }

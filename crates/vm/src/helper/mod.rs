@@ -5,6 +5,7 @@ mod fields;
 mod format;
 mod map;
 mod number;
+mod packet_load;
 mod perf;
 mod redirect;
 mod seq;
@@ -153,7 +154,7 @@ impl HelperSet {
         Self { helpers: BTreeMap::new(), trace: Arc::new(|text| eprint!("{text}")) }
     }
 
-    /// Adds a helper, in the place of one that had its number.
+    /// Adds a helper, in the place of one that had its number. Programs can call those up to `i32::MAX`.
     ///
     /// A helper may read and write the program's memory through [`Machine::read`] and [`Machine::write`],
     /// and call functions of the program with [`Machine::call`].
@@ -172,7 +173,7 @@ impl HelperSet {
 
     /// Whether programs can call a helper of this number.
     pub fn contains(&self, id: u32) -> bool {
-        self.helpers.contains_key(&id)
+        !is_internal(id) && self.helpers.contains_key(&id)
     }
 
     /// The name of the helper that has this number.
@@ -180,9 +181,9 @@ impl HelperSet {
         self.get(id).map(|helper| &*helper.name)
     }
 
-    /// The helper that has this number.
+    /// The helper that has this number. Translated programs call some that others cannot.
     pub(crate) fn get(&self, id: u32) -> Option<&Helper> {
-        self.helpers.get(&id)
+        if is_internal(id) { packet_load::helper(id) } else { self.helpers.get(&id) }
     }
 
     /// Says where the text of `bpf_trace_printk` goes: by default to standard error.
@@ -193,6 +194,11 @@ impl HelperSet {
     pub(crate) fn trace(&self, text: &str) {
         (self.trace)(text);
     }
+}
+
+/// Whether no program can call a helper of this number.
+const fn is_internal(id: u32) -> bool {
+    id > i32::MAX as u32
 }
 
 /// How many arguments a helper of Linux takes, where it is worth to know that it takes few.

@@ -1,5 +1,6 @@
 //! From verified instructions to the ones that run: what no path reaches removed, lookups and loops inlined,
-//! context fields turned into fields of the native structure, the CPU number read from its per-CPU variable.
+//! packet loads turned into calls, context fields into fields of the native structure, the CPU number read from its
+//! per-CPU variable.
 //!
 //! The result is what the kernel shows as `xlated`. Maps are still named by their index in the
 //! program's list; [`Xlated::link`] puts addresses in their place, [`Xlated::dump`] ids.
@@ -42,7 +43,7 @@ enum Replacement {
     Lookup(InlinedLookup),
     CpuNumber([Insn; 3]),
     Loop(Box<[Insn; 19]>),
-    Divide(Vec<Insn>),
+    Several(Vec<Insn>),
     TailCall([Insn; 3]),
 }
 
@@ -54,7 +55,7 @@ impl Replacement {
             Self::Lookup(code) => code,
             Self::CpuNumber(code) => code,
             Self::Loop(code) => &**code,
-            Self::Divide(code) => code,
+            Self::Several(code) => code,
             Self::TailCall(code) => code,
         }
     }
@@ -146,7 +147,9 @@ fn replacement(at: usize, insn: Insn, verified: &Verified, maps: &[MapRef]) -> R
                 Insn::ldx_mem(size::W, Reg::R0, Reg::R0, 0),
             ])
         }
-        Fact::None => patch::divide(insn).map_or(Replacement::Same, Replacement::Divide),
+        Fact::None => patch::load_packet(insn)
+            .or_else(|| patch::divide(insn))
+            .map_or(Replacement::Same, Replacement::Several),
     }
 }
 
@@ -249,6 +252,7 @@ impl Xlated {
 mod tests {
     use bpfarray::Map;
     use bpfarray_core::attr::{Creator, MapAttr, MapType};
+    use bpfarray_core::insn::mode;
 
     use super::*;
     use crate::helper::HelperSet;
@@ -308,6 +312,48 @@ mod tests {
         let dump = translate(insns, &[]).dump(&[]);
         assert_eq!(dump.len(), 5);
         assert_eq!(dump[2], Insn::mov64_percpu_reg(Reg::R0, Reg::R0));
+    }
+
+    #[test]
+    fn a_packet_load_becomes_a_call_that_may_leave_the_function() {
+        let load = |mode, imm| Insn::new(class::LD | mode | size::H, Reg::R0, Reg::R7, 0, imm);
+        let insns = vec![
+            Insn::mov64_reg(Reg::R6, Reg::R1),
+            Insn::mov64_imm(Reg::R7, 10),
+            Insn { src: Reg::R0, ..load(mode::ABS, -4) },
+            load(mode::IND, 0),
+            load(mode::IND, 3),
+            Insn::exit(),
+        ];
+        let helpers = HelperSet::none();
+        let env = Environment::new(ProgType::SOCKET_FILTER, &[], &helpers);
+        let dump = xlate(&verify(insns, &env).unwrap(), &[]).unwrap().dump(&[]);
+        let call = [
+            Insn::mov64_reg(Reg::R1, Reg::R6),
+            Insn::call(helper_id::SKB_LOAD_HELPER_16_NO_CACHE),
+            Insn::jmp_imm(jmp::JSGE, Reg::R0, 0, 2),
+            Insn::alu32_reg(alu::XOR, Reg::R0, Reg::R0),
+            Insn::exit(),
+        ];
+        let offset = Insn::mov64_reg(Reg::R2, Reg::R7);
+        let parts: [&[Insn]; 6] = [
+            &[Insn::mov64_imm(Reg::R2, -4)],
+            &call,
+            &[offset],
+            &call,
+            &[offset, Insn::alu64_imm(alu::ADD, Reg::R2, 3)],
+            &call,
+        ];
+        assert_eq!(dump[2..dump.len() - 1], parts.concat());
+    }
+
+    #[test]
+    fn no_program_calls_what_packet_loads_become() {
+        let mut helpers = HelperSet::none();
+        let id = helper_id::SKB_LOAD_HELPER_8_NO_CACHE;
+        helpers.register(id, "mine", |_, _| Ok(0));
+        let env = Environment::new(ProgType::SOCKET_FILTER, &[], &helpers);
+        assert!(verify(vec![Insn::call(id), Insn::exit()], &env).is_err());
     }
 
     #[test]

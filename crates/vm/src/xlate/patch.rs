@@ -1,7 +1,7 @@
 //! Sequences that take the place of single instructions.
 
-use bpfarray_core::Errno;
-use bpfarray_core::insn::{Insn, Reg, X, alu, class, jmp, size};
+use bpfarray_core::insn::{Insn, Reg, X, alu, class, jmp, mode, size};
+use bpfarray_core::{Errno, helper_id};
 
 use crate::interp::{FRAME_SIZE, MAX_LOOPS};
 
@@ -45,6 +45,36 @@ pub(super) fn bpf_loop(stack: i16) -> Option<[Insn; 19]> {
         load_count,
         load_context,
     ])
+}
+
+/// A load of packet bytes as classic BPF has it, which leaves the function with 0 where there are none.
+///
+/// # Kernel
+/// `bpf_gen_ld_abs`
+pub(super) fn load_packet(insn: Insn) -> Option<Vec<Insn>> {
+    if insn.class() != class::LD || !matches!(insn.mode(), mode::ABS | mode::IND) {
+        return None;
+    }
+    let load = match insn.size() {
+        size::B => helper_id::SKB_LOAD_HELPER_8_NO_CACHE,
+        size::H => helper_id::SKB_LOAD_HELPER_16_NO_CACHE,
+        _ => helper_id::SKB_LOAD_HELPER_32_NO_CACHE,
+    };
+    let mut code = Vec::with_capacity(7);
+    if insn.mode() == mode::IND {
+        code.push(Insn::mov64_reg(Reg::R2, insn.src));
+        code.extend((insn.imm != 0).then_some(Insn::alu64_imm(alu::ADD, Reg::R2, insn.imm)));
+    } else {
+        code.push(Insn::mov64_imm(Reg::R2, insn.imm));
+    }
+    code.extend([
+        Insn::mov64_reg(Reg::R1, Reg::R6),
+        Insn::call(load),
+        Insn::jmp_imm(jmp::JSGE, Reg::R0, 0, 2),
+        Insn::alu32_reg(alu::XOR, Reg::R0, Reg::R0),
+        Insn::exit(),
+    ]);
+    Some(code)
 }
 
 /// A register that no program can name.
