@@ -262,7 +262,7 @@ impl fmt::Display for QA {
     }
 }
 
-/// Runs `f` on CPU 0, as [`on_cpu`].
+/// Runs `f` on CPU 0, and no two at once in this process.
 ///
 /// # Errors
 /// When CPU 0 is not to be had.
