@@ -28,7 +28,6 @@ pub(crate) enum OpCode {
     Ldx8, Ldx16, Ldx32, Ldx64, Ldxsx8, Ldxsx16, Ldxsx32,
     St8, St16, St32, St64, Stx8, Stx16, Stx32, Stx64,
     Atomic8, Atomic16, Atomic32, Atomic64,
-    LdAbs8, LdAbs16, LdAbs32, LdInd8, LdInd16, LdInd32,
     CallHelper, CallFunction, TailCall, Exit, LdImm64,
     /// No such instruction; the immediate is its opcode.
     Illegal,
@@ -173,7 +172,8 @@ fn decode(at: usize, insn: Insn, len: usize) -> Op {
     let code = match insn.class() {
         class::ALU | class::ALU64 => decode_alu(insn),
         class::JMP | class::JMP32 => decode_jump(insn),
-        class::LD => decode_ld(insn),
+        // Packet loads are translated into calls before.
+        class::LD => None,
         _ => decode_memory(insn),
     };
     op(code.unwrap_or(OpCode::Illegal), insn, relative(at, distance, len))
@@ -279,18 +279,6 @@ fn decode_memory(insn: Insn) -> Option<OpCode> {
                 _ => return None,
             },
         },
-        _ => return None,
-    })
-}
-
-fn decode_ld(insn: Insn) -> Option<OpCode> {
-    Some(match (insn.mode(), insn.size()) {
-        (mode::ABS, size::B) => OpCode::LdAbs8,
-        (mode::ABS, size::H) => OpCode::LdAbs16,
-        (mode::ABS, size::W) => OpCode::LdAbs32,
-        (mode::IND, size::B) => OpCode::LdInd8,
-        (mode::IND, size::H) => OpCode::LdInd16,
-        (mode::IND, size::W) => OpCode::LdInd32,
         _ => return None,
     })
 }

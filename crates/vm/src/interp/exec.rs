@@ -113,18 +113,6 @@ impl<'e> Machine<'e> {
                     at_pc!(self.store::<$size>(addr, operand!($operand)));
                 }};
             }
-            // A legacy load that finds nothing returns 0 from the function.
-            macro_rules! legacy_load {
-                ($size:literal, $offset:expr) => {
-                    match at_pc!(self.legacy_load(regs[R6], $offset as i32, $size)) {
-                        Some(number) => regs[R0] = number,
-                        None => {
-                            regs[R0] = 0;
-                            exit!()
-                        }
-                    }
-                };
-            }
             macro_rules! exit {
                 () => {{
                     at_pc!(self.burn(pc.saturating_sub(self.entry()) as u64 + 1));
@@ -290,13 +278,6 @@ impl<'e> Machine<'e> {
                 OpCode::Atomic32 => at_pc!(self.atomic_op(op, 4, &mut regs)),
                 OpCode::Atomic64 => at_pc!(self.atomic_op(op, 8, &mut regs)),
 
-                OpCode::LdAbs8 => legacy_load!(1, op.imm),
-                OpCode::LdAbs16 => legacy_load!(2, op.imm),
-                OpCode::LdAbs32 => legacy_load!(4, op.imm),
-                OpCode::LdInd8 => legacy_load!(1, regs[src].wrapping_add(op.imm)),
-                OpCode::LdInd16 => legacy_load!(2, regs[src].wrapping_add(op.imm)),
-                OpCode::LdInd32 => legacy_load!(4, regs[src].wrapping_add(op.imm)),
-
                 OpCode::CallHelper => {
                     let [_, args @ .., _, _, _, _, _, _, _, _, _, _] = regs;
                     regs[R0] = at_pc!(self.call_helper(op.imm as u32, args));
@@ -349,17 +330,6 @@ impl<'e> Machine<'e> {
         let environment = self.environment();
         let helper = environment.helpers.get(id).ok_or(FaultKind::UnknownHelper(id))?;
         helper.call(self, args)
-    }
-
-    pub(crate) fn legacy_load(
-        &mut self,
-        ctx: u64,
-        offset: i32,
-        size: usize,
-    ) -> Result<Option<u64>, FaultKind> {
-        let context = self.context(ctx).map_err(|_| FaultKind::NoPacket)?;
-        let (skb, buffer) = context.skb().ok_or(FaultKind::NoPacket)?;
-        Ok(skb.legacy_load(buffer, offset, size))
     }
 
     fn atomic_op(&mut self, op: &Op, size: usize, regs: &mut [u64; 16]) -> Result<(), FaultKind> {

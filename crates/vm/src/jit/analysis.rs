@@ -387,8 +387,6 @@ impl<'a> Walk<'a> {
                     self.escapes(state.regs[arg], Escape::Yes);
                 }
             }
-            OpCode::LdAbs8 | OpCode::LdAbs16 | OpCode::LdAbs32 => state.regs[R0] = Value::Number,
-            OpCode::LdInd8 | OpCode::LdInd16 | OpCode::LdInd32 => state.regs[R0] = Value::Number,
             OpCode::Exit => self.escapes(state.regs[R0], Escape::Yes),
             OpCode::Illegal | OpCode::End => {}
             _ => match insn.class() {

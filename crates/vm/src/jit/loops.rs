@@ -151,18 +151,7 @@ fn node(subject: &Subject<'_>, analysis: &Analysis, start: usize) -> Node {
 
 /// Whether something else runs at an instruction, which may take fuel.
 fn leaves_the_code(code: OpCode) -> bool {
-    matches!(
-        code,
-        OpCode::CallHelper
-            | OpCode::CallFunction
-            | OpCode::TailCall
-            | OpCode::LdAbs8
-            | OpCode::LdAbs16
-            | OpCode::LdAbs32
-            | OpCode::LdInd8
-            | OpCode::LdInd16
-            | OpCode::LdInd32
-    )
+    matches!(code, OpCode::CallHelper | OpCode::CallFunction | OpCode::TailCall)
 }
 
 impl Graph {

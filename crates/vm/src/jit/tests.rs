@@ -9,6 +9,7 @@ use bpfarray_core::insn::{Insn, alu, jmp, size};
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::fault::Fault;
+use crate::interp::Executable;
 use crate::interp::tests::hostile::{Rng, program};
 use crate::interp::tests::{Case, R0, R1, R2, R6, R7, map};
 use crate::prog_type::ProgType;
@@ -47,6 +48,18 @@ fn values(map: &Map) -> Vec<u8> {
 
 /// Runs a case in an engine, on maps and a context that are as in the beginning.
 fn trace(case: &mut Case, engine: Engine, packet: &[u8], ctx_in: Option<&[u8]>) -> Trace {
+    case.engine = engine;
+    let executable = case.executable();
+    trace_as(case, executable, packet, ctx_in)
+}
+
+/// As [`trace`], with what was made of the case before.
+fn trace_as(
+    case: &mut Case,
+    executable: Executable,
+    packet: &[u8],
+    ctx_in: Option<&[u8]>,
+) -> Trace {
     for map in &case.maps {
         for index in 0..map.max_entries() {
             let value: Vec<u8> = (0..map.user_size()).map(|at| (at % 251) as u8).collect();
@@ -54,8 +67,7 @@ fn trace(case: &mut Case, engine: Engine, packet: &[u8], ctx_in: Option<&[u8]>) 
         }
     }
     case.context.reset(packet, ctx_in).unwrap();
-    case.engine = engine;
-    let result = case.run();
+    let result = case.run_as(executable);
     Trace {
         result,
         packet: case.context.packet(),
@@ -148,10 +160,16 @@ fn loops_end_at_the_same_instruction_whatever_fuel_there_is() {
     for rounds in [1, 2, 3, 4, 5, 9, 40] {
         for insns in loops(value, rounds) {
             case.insns = insns;
+            let made = [Engine::Interp, Engine::Jit].map(|engine| {
+                case.engine = engine;
+                case.executable()
+            });
             for fuel in 0..450 {
-                case.fuel = fuel;
-                let interp = trace(&mut case, Engine::Interp, &[], Some(&[0; 16]));
-                let jit = trace(&mut case, Engine::Jit, &[], Some(&[0; 16]));
+                let [interp, jit] = made.each_ref().map(|made| {
+                    let environment = made.environment.clone().with_fuel(fuel);
+                    let executable = Executable { environment, ..made.clone() };
+                    trace_as(&mut case, executable, &[], Some(&[0; 16]))
+                });
                 assert_eq!(interp, jit, "{rounds} rounds, {fuel} of fuel");
                 finished += u64::from(jit.result.is_ok());
             }

@@ -24,8 +24,6 @@ pub(super) struct Answer {
 const GO_ON: u64 = 0;
 /// The machine is stopped; the function returns at once.
 const STOP: u64 = 1;
-/// The function returns 0.
-const RETURN: u64 = 2;
 
 /// What ends a run by itself. The instruction's own number, such as an opcode, is above the low byte.
 #[derive(Copy, Clone, Debug)]
@@ -179,23 +177,6 @@ pub(super) extern "C" fn resume<'e>(machine: *mut Machine<'e>, executable: *cons
     // SAFETY: generated code has read this from the machine's own field before the call, so it is a reference that lives
     // as long as the run.
     machine.run(unsafe { &*executable });
-}
-
-/// Does a legacy packet load.
-pub(super) extern "C" fn legacy_load(
-    machine: *mut Machine<'_>,
-    ctx: u64,
-    offset: u64,
-    size: u64,
-    insn: u64,
-) -> Answer {
-    // SAFETY: see `borrow`.
-    let machine = unsafe { borrow(machine) };
-    match machine.legacy_load(ctx, offset as i32, size as usize) {
-        Ok(None) => Answer { value: 0, status: RETURN },
-        Ok(Some(value)) => Answer { value, status: GO_ON },
-        Err(kind) => stop(machine, insn, kind),
-    }
 }
 
 /// Stops the machine.

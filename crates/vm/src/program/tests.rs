@@ -1,7 +1,7 @@
-//! When machine code is made.
+//! When machine code is made, and what it is made of.
 
 use bpfarray::attr::{Creator, MapAttr, MapType};
-use bpfarray_core::insn::Reg;
+use bpfarray_core::insn::{Reg, alu, class, mode, size};
 
 use super::*;
 
@@ -41,4 +41,33 @@ fn code_is_made_at_once_for_tail_calls() {
             .unwrap();
     map.update_object(0, &bpfarray::Object::Program(Arc::new(target.clone())), 0).unwrap();
     assert!(target.0.executable.get().is_some());
+}
+
+#[test]
+fn packet_loads_end_the_program_where_there_is_no_packet_byte() {
+    let mut packet = vec![0; 60];
+    packet[40..44].copy_from_slice(&[1, 2, 3, 4]);
+    let mut context = Context::new(ProgType::SCHED_CLS, &packet, None).unwrap();
+    let mut load = |mode, size, imm| {
+        let index = if mode == mode::IND { Reg::R7 } else { Reg::R0 };
+        let insns = [
+            Insn::mov64_reg(Reg::R6, Reg::R1),
+            Insn::mov64_imm(Reg::R7, 10),
+            Insn::new(class::LD | mode | size, Reg::R0, index, 0, imm),
+            Insn::alu64_imm(alu::ADD, Reg::R0, 1),
+            Insn::exit(),
+        ];
+        let results = [Engine::Interp, Engine::default()].map(|engine| {
+            let options = LoadOptions { engine, ..LoadOptions::default() };
+            let made = Program::with_options(ProgType::SCHED_CLS, &insns, &[], &options);
+            made.unwrap().run(&mut context).unwrap().retval()
+        });
+        assert_eq!(results[0], results[1]);
+        results[0]
+    };
+    assert_eq!(load(mode::ABS, size::W, 40), 0x0102_0305);
+    assert_eq!(load(mode::IND, size::H, 31), 0x0204);
+    assert_eq!(load(mode::ABS, size::B, 59), 1);
+    assert_eq!(load(mode::ABS, size::B, 60), 0);
+    assert_eq!(load(mode::IND, size::B, -11), 0);
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bpfarray::Map;
 use bpfarray::attr::{MapAttr, MapFlags, MapType};
 use bpfarray_core::helper_id;
-use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, mode, pseudo, size};
+use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo, size};
 
 use super::{Code, Environment, Executable, run};
 use crate::context::Context;
@@ -60,6 +60,16 @@ impl Case {
     }
 
     pub(crate) fn run(&mut self) -> Result<u64, Fault> {
+        let executable = self.executable();
+        self.run_as(executable)
+    }
+
+    /// Runs what [`Case::executable`] made.
+    pub(crate) fn run_as(&mut self, executable: Executable) -> Result<u64, Fault> {
+        run(&Arc::new(executable), &mut self.context).map_err(|fault| *fault)
+    }
+
+    pub(crate) fn executable(&self) -> Executable {
         let helpers = Arc::new(self.helpers.clone());
         let environment =
             Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
@@ -72,8 +82,7 @@ impl Case {
                 Some(Arc::new(compiled.expect("every program can be compiled")))
             }
         };
-        let executable = Arc::new(Executable { code, compiled, environment });
-        run(&executable, &mut self.context).map_err(|fault| *fault)
+        Executable { code, compiled, environment }
     }
 }
 
@@ -340,28 +349,4 @@ fn registers_start_as_zero() {
         let insns = [Insn::mov64_reg(R0, Reg::new(reg)), Insn::exit()];
         assert_eq!(run_insns(&insns), Ok(0), "r{reg}");
     }
-}
-
-#[test]
-fn legacy_loads_end_the_function_where_there_is_no_packet_byte() {
-    let mut packet = vec![0; 60];
-    packet[40..44].copy_from_slice(&[1, 2, 3, 4]);
-    let load = |mode, size, imm| {
-        let insns = [
-            Insn::mov64_reg(R6, R1),
-            Insn::mov64_imm(R7, 10),
-            Insn::new(class::LD | mode | size, R0, R7, 0, imm),
-            Insn::alu64_imm(alu::ADD, R0, 1),
-            Insn::exit(),
-        ];
-        let context = Context::new(ProgType::SCHED_CLS, &packet, None).unwrap();
-        Case::with_context(&insns, context).run()
-    };
-    assert_eq!(load(mode::ABS, size::W, 40), Ok(0x0102_0305));
-    assert_eq!(load(mode::IND, size::H, 31), Ok(0x0204));
-    assert_eq!(load(mode::ABS, size::B, 59), Ok(1));
-    assert_eq!(load(mode::ABS, size::B, 60), Ok(0));
-    assert_eq!(load(mode::IND, size::B, -11), Ok(0));
-    let no_packet = Err(Fault { program: None, insn: 0, kind: FaultKind::NoPacket });
-    assert_eq!(run_insns(&[Insn::new(class::LD | mode::ABS, R0, R0, 0, 0)]), no_packet);
 }

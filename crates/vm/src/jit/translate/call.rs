@@ -1,12 +1,10 @@
 //! Calls: of helpers, of functions, and into other programs.
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{
-    ExtFuncData, ExternalName, InstBuilder, UserExternalName, Value, types,
-};
+use cranelift_codegen::ir::{ExtFuncData, ExternalName, InstBuilder, UserExternalName, Value};
 
 use super::{FIELD, R0, Then, Translation, isa};
-use crate::interp::{FRAME_SIZE, Op, OpCode, Stack, place};
+use crate::interp::{FRAME_SIZE, OpCode, Stack, place};
 use crate::jit::analysis::{R6, R10};
 use crate::jit::trampoline::{self, Reason};
 
@@ -113,29 +111,5 @@ impl Translation<'_, '_> {
         let args = [self.machine, ctx, zero, zero, zero, zero];
         self.builder.ins().return_call_indirect(signature, answer[0], &args);
         self.builder.switch_to_block(fall_through);
-    }
-
-    /// A legacy load that finds nothing returns 0 from the function.
-    pub(super) fn legacy_load(&mut self, at: usize, op: Op, size: u64, indirect: bool) {
-        let mut offset = self.int(op.imm);
-        if indirect {
-            let index = self.get(op.src().index());
-            offset = self.builder.ins().iadd(offset, index);
-        }
-        let (ctx, size, insn) = (self.get(R6), self.int(size), self.int(at as u64));
-        let args = [self.machine, ctx, offset, size, insn];
-        let answer = self.call_rust(trampoline::legacy_load as *const () as usize, &args, 2);
-        let (found, other) = (self.builder.create_block(), self.builder.create_block());
-        let (nothing, value, status) = (self.builder.create_block(), answer[0], answer[1]);
-        self.builder.ins().brif(status, other, &[], found, &[]);
-        self.builder.switch_to_block(other);
-        let stopped = self.builder.ins().icmp_imm_u(IntCC::Equal, status, 1);
-        self.builder.ins().brif(stopped, self.fail, &[], nothing, &[]);
-        self.builder.switch_to_block(nothing);
-        let zero = self.builder.ins().iconst(types::I64, 0);
-        self.set(R0, zero);
-        self.exit(at);
-        self.builder.switch_to_block(found);
-        self.set(R0, value);
     }
 }

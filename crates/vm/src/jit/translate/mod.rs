@@ -206,12 +206,6 @@ impl Translation<'_, '_> {
             }
             OpCode::Illegal => return self.fault(at, Reason::Illegal, op.imm),
             OpCode::End => return self.fault(at, Reason::PastEnd, 0),
-            OpCode::LdAbs8 => self.legacy_load(at, op, 1, false),
-            OpCode::LdAbs16 => self.legacy_load(at, op, 2, false),
-            OpCode::LdAbs32 => self.legacy_load(at, op, 4, false),
-            OpCode::LdInd8 => self.legacy_load(at, op, 1, true),
-            OpCode::LdInd16 => self.legacy_load(at, op, 2, true),
-            OpCode::LdInd32 => self.legacy_load(at, op, 4, true),
             _ => match self.subject.insns.get(at) {
                 Some(insn) if matches!(insn.class(), class::ALU | class::ALU64) => {
                     self.alu(*insn, op);
