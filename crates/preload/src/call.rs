@@ -40,9 +40,10 @@ pub unsafe extern "C" fn syscall(
         libc::SYS_perf_event_open => {
             let opened = caught(|| {
                 let (pid, cpu, group_fd) = (b as c_int, c as c_int, d as c_int);
+                let Ok(kernel) = kernel() else { return Ok(None) };
                 // SAFETY: the program's promise to the kernel: it may write to the attributes.
                 let opened =
-                    unsafe { kernel()?.perf_event_open(a as u64, pid, cpu, group_fd, e as u64) };
+                    unsafe { kernel.perf_event_open(a as u64, pid, cpu, group_fd, e as u64) };
                 opened.transpose()
             });
             match opened.transpose() {

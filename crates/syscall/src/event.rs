@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -172,6 +173,16 @@ impl Locked<'_> {
     }
 }
 
+/// Whether a descriptor is one of a pipe. Nothing is allocated for most answers, as signal handlers may poll.
+fn is_pipe(fd: RawFd) -> bool {
+    let mut found = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel fills it in if it gives 0.
+    unsafe {
+        libc::fstat(fd, found.as_mut_ptr()) == 0
+            && found.assume_init().st_mode & libc::S_IFMT == libc::S_IFIFO
+    }
+}
+
 impl Kernel {
     /// Does what `perf_event_open` does where it asks for output of programs on one CPU, with `attr` the address of a
     /// `perf_event_attr`. `None` for all other events, and for addresses and flags that the system refuses just as well.
@@ -262,11 +273,10 @@ impl Kernel {
 
     /// The event behind a descriptor.
     pub(crate) fn event_behind(&self, fd: RawFd) -> Option<u32> {
-        let path = proc_path(fd);
-        if !fs::metadata(&path).is_ok_and(|found| found.file_type().is_fifo()) {
+        if !is_pipe(fd) {
             return None;
         }
-        let id = self.root.event_of_signal(&fs::read_link(path).ok()?)?;
+        let id = self.root.event_of_signal(&fs::read_link(proc_path(fd)).ok()?)?;
         ANY.store(true, Ordering::Relaxed);
         Some(id)
     }

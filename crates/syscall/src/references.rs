@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{NotFound, PermissionDenied},
+};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -47,7 +50,8 @@ pub(crate) fn is_open(path: &Path) -> Result<bool, Errno> {
         return Ok(true);
     };
     match retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
-        Ok(()) => Ok(false),
+        // A child that was made meanwhile has the same open file.
+        Ok(()) => retry(|| flock(&file, FlockOperation::Unlock)).map(|()| false),
         Err(Errno::EAGAIN) => Ok(true),
         Err(error) => Err(error),
     }
@@ -127,7 +131,11 @@ impl Locked<'_> {
     /// event, until somebody looks.
     fn events_in_slots(&self) -> Result<BTreeSet<u32>, Errno> {
         self.in_slots_of(MapKind::PerfEventArray, |id| {
-            State::of(&self.root.object(Kind::Map, id)).map(|state| state != State::Alone)
+            match State::of(&self.root.object(Kind::Map, id))? {
+                State::Gone => Ok(false),
+                State::Alone => self.is_in_slot(Kind::Map, id),
+                State::Named(_) | State::Open => Ok(true),
+            }
         })
     }
 
@@ -139,11 +147,14 @@ impl Locked<'_> {
     ) -> Result<BTreeSet<u32>, Errno> {
         let mut found = BTreeSet::new();
         for id in self.list(Kind::Map)? {
-            // What cannot be read refers to nothing that this user could get at.
-            let file = File::open(self.root.object(Kind::Map, id));
-            let slots = file.ok().and_then(|file| slots_of_file(&file).ok());
-            let filled = match slots {
-                Some(FileSlots { kind: found, filled, .. }) if found == kind => filled,
+            let file = match File::open(self.root.object(Kind::Map, id)) {
+                Ok(file) => file,
+                // What cannot be read refers to nothing that this user could get at.
+                Err(error) if matches!(error.kind(), NotFound | PermissionDenied) => continue,
+                Err(error) => return Err(errno(&error)),
+            };
+            let filled = match slots_of_file(&file) {
+                Ok(FileSlots { kind: found, filled, .. }) if found == kind => filled,
                 _ => continue,
             };
             if !filled.is_empty() && counts(id)? {

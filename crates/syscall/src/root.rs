@@ -89,6 +89,11 @@ impl Kind {
 
     /// Each before those that it keeps.
     const ALL: [Self; 4] = [Self::Link, Self::Prog, Self::Map, Self::Btf];
+
+    /// How many of [`Kind::ALL`], from the first one on, can keep such objects.
+    fn keepers(self) -> usize {
+        Self::ALL.iter().take_while(|&&keeper| keeper != self).count()
+    }
 }
 
 /// Why a root directory cannot be used.
@@ -281,6 +286,10 @@ impl Root {
         }
         let Ok(file) = open_as(&path, HandleMode::ReadOnly) else { return false };
         let lock = retry(|| flock(&file, FlockOperation::NonBlockingLockExclusive));
+        if lock.is_ok() {
+            // A child that was made meanwhile has the same open file.
+            let _ = retry(|| flock(&file, FlockOperation::Unlock));
+        }
         lock == Err(Errno::EAGAIN)
     }
 
@@ -464,7 +473,7 @@ impl Locked<'_> {
         const SAME_LISTING: Duration = Duration::from_millis(100);
         let is_recent = |(of, at): (Kind, Instant)| of == kind && at.elapsed() < SAME_LISTING;
         if after != 0 && self.turn.get().is_some_and(is_recent) {
-            self.swept.set(Kind::ALL.iter().take_while(|&&keeper| keeper != kind).count());
+            self.swept.set(kind.keepers());
         }
         let last = self.last_id(kind)?;
         let far = after.saturating_add(NEAR).min(last);
@@ -487,14 +496,13 @@ impl Locked<'_> {
     /// Removes what nobody refers to.
     pub(crate) fn sweep(&self) -> Result<(), Errno> {
         self.swept.set(0);
-        self.sweep_while(|_| true)?;
+        self.sweep_up_to(Kind::ALL.len())?;
         self.sweep_events()
     }
 
-    /// Goes on looking through [`Kind::ALL`], unless that has been done before.
-    fn sweep_while(&self, is_wanted: impl Fn(Kind) -> bool) -> Result<(), Errno> {
-        let next = || Kind::ALL.get(self.swept.get()).copied().filter(|&kind| is_wanted(kind));
-        while let Some(kind) = next() {
+    /// Goes on looking through the first `end` of [`Kind::ALL`], unless that has been done before.
+    fn sweep_up_to(&self, end: usize) -> Result<(), Errno> {
+        while let Some(&kind) = Kind::ALL.iter().take(end).nth(self.swept.get()) {
             self.swept.set(self.swept.get() + 1);
             for id in self.list(kind)? {
                 self.is_alive(kind, id)?;
@@ -522,18 +530,15 @@ impl Locked<'_> {
             Kind::Prog | Kind::Link => fs::remove_dir_all(self.root.kept_by((kind, id))),
             Kind::Btf => Ok(()),
         };
-        match fs::remove_file(&path) {
-            // Looking through slots may have removed it already.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(errno(&error)),
-            _ => Ok(false),
-        }
+        fs::remove_file(&path).map_err(|error| errno(&error))?;
+        Ok(false)
     }
 
     /// Removes what can keep objects of a kind, besides descriptors and pins, and is kept by nobody itself. Whether it had
     /// to look.
     pub(crate) fn sweep_keepers(&self, kind: Kind) -> Result<bool, Errno> {
         let before = self.swept.get();
-        self.sweep_while(|keeper| keeper != kind)?;
+        self.sweep_up_to(kind.keepers())?;
         let has_looked = self.swept.get() != before;
         if has_looked {
             self.turn.set(Some((kind, Instant::now())));
@@ -555,7 +560,7 @@ impl Locked<'_> {
             ids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
             // Nobody is making a file under this lock, so who began one was killed.
             if Path::new(&name).extension().is_some_and(|extension| extension == UNFINISHED) {
-                fs::remove_file(entry.path()).map_err(|error| errno(&error))?;
+                let _ = fs::remove_file(entry.path());
             }
         }
         ids.sort_unstable();

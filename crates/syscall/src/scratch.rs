@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use bpfarray_core::Errno;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, getrlimit};
 
@@ -79,8 +79,12 @@ impl Pipe {
     fn new() -> Option<Self> {
         let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         // The program must not close them.
-        let known = [&out, &into].map(|fd| INTERNAL.insert(fd.as_raw_fd()));
-        (known == [true; 2]).then_some(Self { out, into })
+        let both = [&out, &into].map(AsRawFd::as_raw_fd);
+        if both.map(|fd| INTERNAL.insert(fd)) != [true; 2] {
+            both.iter().for_each(|fd| INTERNAL.remove(*fd));
+            return None;
+        }
+        Some(Self { out, into })
     }
 
     fn copy(&self, addr: u64, buf: &mut [u8]) -> Option<Result<(), Errno>> {
@@ -109,11 +113,15 @@ impl Page {
         }
         let file = memfd_create(c"bpfarray", MemfdFlags::CLOEXEC).ok()?;
         ftruncate(&file, LEN as u64).ok()?;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: without MAP_FIXED the kernel picks an unused place, so no memory in use changes.
-        let base = unsafe { mmap(ptr::null_mut(), LEN, prot, MapFlags::SHARED, &file, 0) }.ok()?;
         // The program must not close it.
         INTERNAL.insert(file.as_raw_fd()).then_some(())?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: without MAP_FIXED the kernel picks an unused place, so no memory in use changes.
+        let mapped = unsafe { mmap(ptr::null_mut(), LEN, prot, MapFlags::SHARED, &file, 0) };
+        let Ok(base) = mapped else {
+            INTERNAL.remove(file.as_raw_fd());
+            return None;
+        };
         Some(Self {
             file,
             base: base.expose_provenance() as u64,
@@ -159,6 +167,9 @@ impl Scratch {
                     // SAFETY: nobody else has the pointer, which came from `Box::into_raw`.
                     let unused = unsafe { Box::from_raw(made) };
                     INTERNAL.remove(unused.file.as_raw_fd());
+                    let base = ptr::with_exposed_provenance_mut(unused.base as usize);
+                    // SAFETY: the mapping is this page's own, which nobody was given.
+                    let _ = unsafe { munmap(base, LEN) };
                     other
                 }
             };
@@ -253,7 +264,7 @@ mod tests {
 
     #[test]
     fn after_a_fault_on_the_way_nothing_is_left_in_the_pipe() {
-        use rustix::mm::{MprotectFlags, mmap_anonymous, mprotect, munmap};
+        use rustix::mm::{MprotectFlags, mmap_anonymous, mprotect};
         const PAGE: usize = 4096;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new place; the second of its pages is taken away again.

@@ -61,6 +61,8 @@ pub(crate) struct UserMemory {
 impl UserMemory {
     pub(crate) fn new() -> Self {
         let memory = Self { pid: AtomicI32::new(0), of_others: false, scratch: Scratch::new() };
+        // Nobody may fork while this is found out.
+        program();
         memory.after_fork();
         memory
     }

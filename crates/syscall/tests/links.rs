@@ -376,3 +376,28 @@ fn of_links_of_killed_processes_only_pinned_ones_are_left_with_what_they_link() 
     }
     assert_eq!(here.counts(), [0, 0, 0]);
 }
+
+#[test]
+fn a_dead_map_hides_no_held_one_behind_it() {
+    let Some((here, _nobody_starts)) = fixture("deadmap") else { return };
+    let dead = here.map(8, 1);
+    let prog = here.load(&writes(VALUE, 8, 0));
+    here.pin(prog, "prog");
+    let _held = here.map(8, 1);
+    here.close(&[dead]);
+    assert_eq!(here.call(MAP_NEXT_ID, &[]), Ok(0));
+}
+
+#[test]
+fn what_a_dead_link_kept_is_gone_also_behind_a_pinned_one() {
+    let Some((here, _nobody_starts)) = fixture("deadlink") else { return };
+    let (p1, m1) = (here.load(&writes(VALUE, 8, 0)), here.map(8, 1));
+    let l1 = here.link(p1, m1);
+    here.pin(l1, "link");
+    let (p2, m2) = (here.load(&writes(VALUE, 8, 0)), here.map(8, 1));
+    let l2 = here.link(p2, m2);
+    let m3 = here.map(8, 1);
+    here.call(35, &[(0, p2 as u64, 4), (4, m3 as u64, 4)]).unwrap();
+    here.close(&[l2, p2, m2, m3]);
+    assert_eq!(here.other_process().call(14, &[(0, 3, 4)]), Err(Errno::ENOENT));
+}

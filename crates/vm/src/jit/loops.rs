@@ -50,22 +50,21 @@ impl Loop {
         self.cost_from(1, header)
     }
 
-    /// What is not used of what was paid, on the way from a block of a copy to another one, which may be outside. It is charged with `charge`.
-    pub(super) fn refund(
+    /// What comes back of what was paid, on the way from a block of a copy to another block, and what that is charged with then, of `charge`.
+    /// A way out of the loop gets everything back.
+    pub(super) fn settle(
         &self,
         (copy, header): (usize, usize),
         from: usize,
         to: usize,
         charge: u64,
-    ) -> u64 {
+    ) -> (u64, u64) {
         let left = |at| self.left.get(&at).copied().unwrap_or(0);
-        let later = self.cost_from(copy + 1, header);
-        let (paid, needed) = match self.left.contains_key(&to) {
-            true if to == header => (left(from), 0),
-            true => (left(from), left(to)),
-            false => (left(from) + later, 0),
-        };
-        paid.saturating_sub(charge + needed)
+        match self.contains(to) {
+            true if to == header => (left(from) - charge, 0),
+            true => (left(from) - charge - left(to), 0),
+            false => (left(from) + self.cost_from(copy + 1, header), charge),
+        }
     }
 }
 

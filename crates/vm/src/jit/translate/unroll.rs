@@ -81,29 +81,30 @@ impl Translation<'_, '_> {
 
     /// Takes from the fuel what the way is charged with, from the block that is being translated to another one.
     pub(super) fn charge(&mut self, at: usize, amount: u64, to: usize) {
-        match self.refund(amount, to) {
-            None if amount > 0 => self.burn(at, amount),
-            None | Some(0) => {}
-            Some(refund) => {
-                // This turns off the dearest way around, or leaves the loop.
-                let seldom = self.builder.current_block();
-                seldom.into_iter().for_each(|block| self.builder.set_cold_block(block));
-                let fuel = self.builder.use_var(self.fuel);
-                let left = self.builder.ins().iadd_imm_s(fuel, refund as i64);
-                self.builder.def_var(self.fuel, left);
-            }
+        let (back, amount) = self.settle(amount, to);
+        if back > 0 {
+            // This turns off the dearest way around, or leaves the loop.
+            let seldom = self.builder.current_block();
+            seldom.into_iter().for_each(|block| self.builder.set_cold_block(block));
+            let fuel = self.builder.use_var(self.fuel);
+            let left = self.builder.ins().iadd_imm_s(fuel, back as i64);
+            self.builder.def_var(self.fuel, left);
+        }
+        if amount > 0 {
+            self.burn(at, amount);
         }
     }
 
     /// Whether nothing is to be done for [`Translation::charge`].
     pub(super) fn is_free(&self, amount: u64, to: usize) -> bool {
-        self.refund(amount, to).unwrap_or(amount) == 0
+        self.settle(amount, to) == (0, 0)
     }
 
-    /// What is given back on the way, if it was paid in advance.
-    fn refund(&self, amount: u64, to: usize) -> Option<u64> {
-        let (copy, header) = self.copy?;
-        Some(self.unrolled.get(&header)?.refund((copy, header), self.leader, to, amount))
+    /// What comes back on the way, if it was paid in advance, and what is to be paid.
+    fn settle(&self, amount: u64, to: usize) -> (u64, u64) {
+        let in_copy = self.copy.and_then(|copy| Some((copy, self.unrolled.get(&copy.1)?)));
+        in_copy
+            .map_or((0, amount), |(copy, unrolled)| unrolled.settle(copy, self.leader, to, amount))
     }
 
     /// Says that a block is translated next.
