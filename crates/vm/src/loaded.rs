@@ -234,7 +234,8 @@ impl Loaded {
             hash: None,
         };
         let maps = self.maps.iter().map(Map::to_ref).collect();
-        Program::build(source, owner, maps, &self.helpers, self.mode)
+        let insns = &source.code.insns;
+        Program::build(source, owner, maps, &self.helpers, self.mode)?.claiming(insns)
     }
 
     /// Puts into slots what the object says they hold in the beginning.

@@ -215,13 +215,15 @@ impl Program {
         let code = ProgramCode { insns: insns.to_vec(), ..ProgramCode::default() };
         let maps = maps.iter().map(Map::to_ref).collect();
         let source = Source::of_insns(&code);
-        Self::build(source, owner(prog_type, 0), maps, helpers, Mode::default())
+        let made = Self::build(source, owner(prog_type, 0), maps, helpers, Mode::default())?;
+        made.claiming(insns)
     }
 
     /// As [`Program::from_insns`], with the helpers and the engine of these options.
     ///
     /// # Errors
-    /// [`ProgramError::Verify`], [`ProgramError::Xlate`].
+    /// [`ProgramError::Verify`], [`ProgramError::Exclusive`], [`ProgramError::Owner`],
+    /// [`ProgramError::Xlate`].
     pub fn with_options(
         prog_type: ProgType,
         insns: &[Insn],
@@ -232,7 +234,8 @@ impl Program {
         let maps = maps.iter().map(Map::to_ref).collect();
         let source = Source::of_insns(&code);
         let helpers = Arc::new(options.helpers.clone());
-        Self::build(source, owner(prog_type, 0), maps, &helpers, Mode::of(options))
+        let made = Self::build(source, owner(prog_type, 0), maps, &helpers, Mode::of(options))?;
+        made.claiming(insns)
     }
 
     pub(crate) fn build(
@@ -291,15 +294,14 @@ impl Program {
             max_ctx_offset,
             iter_access: verified.iter_access,
         }));
-        made.claim_prog_arrays(&code.insns)?;
         Ok(made)
     }
 
-    /// Makes the program the owner of each PROG_ARRAY it refers to, or finds it unlike the owner there is.
+    /// Makes the program the owner of each PROG_ARRAY that its instructions refer to, or finds it unlike the owner there is.
     ///
     /// # Kernel
     /// `bpf_check_tail_call`
-    fn claim_prog_arrays(&self, insns: &[Insn]) -> Result<(), ProgramError> {
+    pub(crate) fn claiming(self, insns: &[Insn]) -> Result<Self, ProgramError> {
         let maps = maps_of(insns, &self.0.maps);
         for map in maps.filter(|map| map.layout().kind() == Kind::ProgArray) {
             map.claim_owner(&self.owner()).map_err(|error| {
@@ -307,7 +309,7 @@ impl Program {
                 ProgramError::Owner { program, map, error }
             })?;
         }
-        Ok(())
+        Ok(self)
     }
 
     /// What runs. Whoever asks first makes it.

@@ -69,10 +69,10 @@ impl ProgramSource<'_> {
     }
 
     /// Verifies the instructions, which refer to maps by their index in `maps` (`pseudo::MAP_IDX`, `pseudo::MAP_IDX_VALUE`), and
-    /// makes the program.
+    /// makes the program. Whoever hands it to others lets it own its PROG_ARRAYs before, with [`MapRef::claim_owner`].
     ///
     /// # Errors
-    /// [`ProgramError::Verify`], [`ProgramError::Exclusive`], [`ProgramError::Owner`], [`ProgramError::Xlate`].
+    /// [`ProgramError::Verify`], [`ProgramError::Exclusive`], [`ProgramError::Xlate`].
     pub fn build(
         &self,
         insns: &[Insn],

@@ -104,7 +104,12 @@ pub(in super::super) fn load(kernel: &Kernel, attr: &Attr) -> Result<i32, Errno>
         Err((_, why)) => format!("{why}\n{}", processed(0)),
     };
     log.write(kernel, attr, &said)?;
-    checked.map_err(|(errno, _)| errno)?.install(kernel)
+    let checked = checked.map_err(|(errno, _)| errno)?;
+    // Also those that are only listed. A log for which there is no room comes before.
+    let owner = checked.program.owner();
+    let mut maps = checked.maps.iter();
+    maps.try_for_each(|map| map.to_ref().claim_owner(&owner)).map_err(|error| error.errno())?;
+    checked.install(kernel)
 }
 
 /// # Kernel
@@ -166,11 +171,6 @@ fn check(
             error => (errno, error.to_string()),
         }
     })?;
-    // Those that are only listed are the program's as well.
-    let owner = program.owner();
-    maps.iter()
-        .try_for_each(|map| map.to_ref().claim_owner(&owner))
-        .map_err(|error| (error.errno(), String::new()))?;
     file.made = made(&file, &program);
     Ok(Checked { file, maps, program })
 }
