@@ -311,7 +311,7 @@ pub(crate) enum Form {
 pub(crate) enum EngineName {
     /// The interpreter
     Interp,
-    /// Machine code, made when the program is loaded
+    /// Machine code, made before its first run
     Jit,
 }
 

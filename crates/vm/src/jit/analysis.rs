@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bpfarray_core::insn::{Insn, X, alu, atomic, class, mode};
 
-use super::values::{Comparison, Value, compare};
+use super::values::{Comparison, Value, arithmetic, compare};
 use crate::helper::HelperSet;
 use crate::interp::{FRAME_SIZE, Op, OpCode};
 use crate::region::{Hit, Regions};
@@ -86,8 +86,8 @@ pub(super) struct Fact {
 pub(super) enum Escape {
     /// Only this function's loads and stores reach it.
     No,
-    /// Helpers do too, while it calls them, from the addresses they get upwards; or functions that it calls, by accesses that
-    /// are checked when they happen.
+    /// Helpers do too, while it calls them, from the addresses they get upwards; or functions that it calls, or it itself by way of
+    /// its caller's frame, by accesses that are checked when they happen.
     Helpers,
     /// Anything may.
     Yes,
@@ -396,7 +396,7 @@ impl<'a> Walk<'a> {
                     } else {
                         Value::constant(op.imm)
                     };
-                    state.regs[dst] = alu(insn, state.regs[dst], operand);
+                    state.regs[dst] = arithmetic(insn, state.regs[dst], operand);
                 }
                 _ => return self.memory(at, insn, op, state),
             },
@@ -572,46 +572,4 @@ impl<'a> Walk<'a> {
 fn near(hit: Hit, size: u64) -> Option<Near> {
     let [start, len, mask, room] = hit.numbers();
     (size <= room).then_some(Near { start, len, mask, room: room - size })
-}
-
-fn alu(insn: Insn, dst: Value, src: Value) -> Value {
-    let wide = insn.class() == class::ALU64;
-    if insn.op() == alu::END {
-        // Of either class, and of as many bits as the immediate says.
-        return if dst.may_be_frame() { Value::Any } else { Value::Number };
-    }
-    if !wide {
-        let (dst, src) = (dst.low(), src.low());
-        if dst.may_be_frame() || src.may_be_frame() {
-            return if insn.op() == alu::MOV && !src.may_be_frame() { src } else { Value::Any };
-        }
-        let result = match (insn.op(), src.single()) {
-            (alu::MOV, _) if insn.off == 0 => src,
-            (alu::AND, Some(n)) => dst.and(n),
-            (alu::ADD, Some(n)) if n < 1 << 31 => dst.add(n),
-            (alu::MUL, Some(n)) => dst.mul(n),
-            (alu::LSH, Some(n)) => dst.shl(n & 31),
-            (alu::RSH, Some(n)) => dst.shr(n & 31),
-            _ => Value::Number,
-        };
-        return match result {
-            Value::Range(range) if range.last <= u32::MAX.into() => result,
-            _ => Value::below(1 << 32),
-        };
-    }
-    match (insn.op(), src.single()) {
-        (alu::MOV, _) if insn.off == 0 => src,
-        (alu::MOV, _) if src.may_be_frame() => Value::Any,
-        (alu::MOV, _) => Value::Number,
-        (alu::ADD, _) => dst.sum(src),
-        (alu::SUB, Some(n)) => dst.add(n.wrapping_neg()),
-        (alu::AND, Some(n)) if n <= i64::MAX as u64 => dst.and(n),
-        (alu::MUL, Some(n)) => dst.mul(n),
-        (alu::LSH, Some(n)) => dst.shl(n),
-        (alu::RSH, Some(n)) => dst.shr(n),
-        (alu::NEG, _) if dst.may_be_frame() => Value::Any,
-        (alu::NEG, _) => Value::Number,
-        _ if dst.may_be_frame() || src.may_be_frame() => Value::Any,
-        _ => Value::Number,
-    }
 }

@@ -1,6 +1,6 @@
 //! What is known about a number in a register or on the stack.
 
-use bpfarray_core::insn::jmp;
+use bpfarray_core::insn::{Insn, alu, class, jmp};
 
 use crate::region::PercpuValue;
 
@@ -204,6 +204,49 @@ impl Value {
             Self::Range(range) if range.last <= u32::MAX.into() => self,
             _ => self.and(u32::MAX.into()),
         }
+    }
+}
+
+/// What an arithmetic instruction gives.
+pub(super) fn arithmetic(insn: Insn, dst: Value, src: Value) -> Value {
+    let wide = insn.class() == class::ALU64;
+    if insn.op() == alu::END {
+        // Of either class, and of as many bits as the immediate says.
+        return if dst.may_be_frame() { Value::Any } else { Value::Number };
+    }
+    if !wide {
+        let (dst, src) = (dst.low(), src.low());
+        if dst.may_be_frame() || src.may_be_frame() {
+            return if insn.op() == alu::MOV && !src.may_be_frame() { src } else { Value::Any };
+        }
+        let result = match (insn.op(), src.single()) {
+            (alu::MOV, _) if insn.off == 0 => src,
+            (alu::AND, Some(n)) => dst.and(n),
+            (alu::ADD, Some(n)) if n < 1 << 31 => dst.add(n),
+            (alu::MUL, Some(n)) => dst.mul(n),
+            (alu::LSH, Some(n)) => dst.shl(n & 31),
+            (alu::RSH, Some(n)) => dst.shr(n & 31),
+            _ => Value::Number,
+        };
+        return match result {
+            Value::Range(range) if range.last <= u32::MAX.into() => result,
+            _ => Value::below(1 << 32),
+        };
+    }
+    match (insn.op(), src.single()) {
+        (alu::MOV, _) if insn.off == 0 => src,
+        (alu::MOV, _) if src.may_be_frame() => Value::Any,
+        (alu::MOV, _) => Value::Number,
+        (alu::ADD, _) => dst.sum(src),
+        (alu::SUB, Some(n)) => dst.add(n.wrapping_neg()),
+        (alu::AND, Some(n)) if n <= i64::MAX as u64 => dst.and(n),
+        (alu::MUL, Some(n)) => dst.mul(n),
+        (alu::LSH, Some(n)) => dst.shl(n),
+        (alu::RSH, Some(n)) => dst.shr(n),
+        (alu::NEG, _) if dst.may_be_frame() => Value::Any,
+        (alu::NEG, _) => Value::Number,
+        _ if dst.may_be_frame() || src.may_be_frame() => Value::Any,
+        _ => Value::Number,
     }
 }
 
