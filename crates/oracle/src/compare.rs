@@ -12,7 +12,7 @@ use crate::kernel::{Kernel, Unavailable};
 use crate::kernel_program::{KernelEngine, KernelProgram};
 use crate::kernel_side::{self, KernelSide};
 use crate::ops::Case;
-use crate::our_program::{OurEngine, OurProgram};
+use crate::our_program::{Form, OurEngine, OurProgram};
 use crate::ours::{self, OurSide};
 use crate::programs::{self, Engine, Program, QA, Style, on_cpu_0};
 use crate::request::{Creator, Request};
@@ -215,8 +215,8 @@ pub fn programs(kernel: Kernel, corpus: &Corpus) -> Result<usize, Error> {
                 let (theirs, ours) = (theirs.get(i), ours.get(i));
                 if theirs != ours {
                     let text = |qa: Option<&QA>| qa.map_or("nothing".into(), ToString::to_string);
-                    let engine = engine.engine;
-                    let question = format!("{} {} ({creator}, {engine})", run.object, run.program);
+                    let form = engine.form;
+                    let question = format!("{} {} ({creator}, {form})", run.object, run.program);
                     let (kernel, ours) = (text(theirs), text(ours));
                     mismatches.push(ProgramMismatch { question, kernel, ours });
                 }
@@ -236,8 +236,7 @@ pub fn xlated(kernel: Kernel, corpus: &Corpus) -> Result<Translated, Error> {
     for (run, creator) in xlated::programs(corpus).flat_map(|run| creators.map(|c| (run, c))) {
         let Some(object) = corpus.objects.get(&run.object) else { continue };
         let theirs = KernelEngine { kernel, creator }.load(object, &run.program);
-        let engine = bpfarray_vm::Engine::Interp;
-        let ours = OurEngine { engine, creator }.load(object, &run.program);
+        let ours = OurEngine { form: Form::Interp, creator }.load(object, &run.program);
         // What a side cannot load is found by the comparison of runs.
         let (Ok(theirs), Ok(ours)) = (theirs, ours) else { continue };
         let question = || format!("{} ({creator})", xlated::question(run));
@@ -319,7 +318,7 @@ pub fn timers_without_users(kernel: Kernel, corpus: &Corpus) -> Result<(), Error
             for engine in OurEngine::all(creator) {
                 let ours = ask(engine.load(object, program), input, OurProgram::close_maps);
                 if theirs != ours || theirs.len() != 2 {
-                    let question = format!("{program} {} ({})", input.name, engine.engine);
+                    let question = format!("{program} {} ({})", input.name, engine.form);
                     let (kernel, ours) = (theirs.join(", "), ours.join(", "));
                     mismatches.push(ProgramMismatch { question, kernel, ours });
                 }

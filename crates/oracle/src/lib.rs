@@ -45,6 +45,7 @@ pub mod xlated;
 pub use attr::{MapInfo, ProgLoad, TestRun, TestRunResult};
 pub use create::MapCreate;
 pub use kernel::{Kernel, Unavailable, possible_cpus};
+pub use our_program::Form;
 pub use request::{Created, Creator, Request};
 pub use rng::Rng;
 pub use sys::{Btf, LoadError, Map, Prog};

@@ -42,7 +42,7 @@ enum Command {
     Flows(Campaign),
     /// Compare what the kernel's verifier refuses with what ours refuses in its strict mode
     Verify(Campaign),
-    /// Run programs with mistakes in both engines, and watch all memory around what they were given; needs no kernel
+    /// Run programs with mistakes in every form, and watch all memory around what they were given; needs no kernel
     Hostile(Hostile),
     /// Write the vector files of testdata
     Record {

@@ -1,5 +1,7 @@
 //! Programs in our engines.
 
+use std::fmt;
+
 use bpfarray::{Map, Object};
 use bpfarray_core::attr::Creator;
 use bpfarray_core::insn::Insn;
@@ -13,10 +15,61 @@ use crate::programs::{self, Assembled, Contents, Engine, Outcome};
 use crate::request;
 use crate::value_type;
 
-/// One of our engines, and who creates the maps of programs in it.
+/// What runs our programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// The interpreter.
+    Interp,
+    /// The machine code that a program has from its first run on.
+    Quick,
+    /// The machine code that it gets when it has run for a while.
+    Best,
+}
+
+impl Form {
+    /// All that there are here.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let all = [Self::Interp, Self::Quick, Self::Best];
+        all.into_iter().filter(|form| form.engine().is_available())
+    }
+
+    pub(crate) const fn engine(self) -> bpfarray_vm::Engine {
+        match self {
+            Self::Interp => bpfarray_vm::Engine::Interp,
+            Self::Quick | Self::Best => bpfarray_vm::Engine::Jit,
+        }
+    }
+
+    /// Brings a program into this form.
+    pub(crate) fn prepare(self, program: &Program) -> Result<(), String> {
+        let engine = program.engine();
+        if engine != self.engine() {
+            return Err(format!("it is in the {engine}"));
+        }
+        // Elsewhere the first code is the best.
+        let has_both = cfg!(target_arch = "x86_64");
+        let first = program.jited().map(<[u8]>::as_ptr);
+        if self == Self::Best && program.optimise().map(<[u8]>::as_ptr) == first && has_both {
+            return Err("there is no better code".into());
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interp => "interpreter",
+            Self::Quick => "first machine code",
+            Self::Best => "best machine code",
+        })
+    }
+}
+
+/// What runs our programs, and who creates their maps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OurEngine {
-    pub(crate) engine: bpfarray_vm::Engine,
+    pub(crate) form: Form,
     pub(crate) creator: request::Creator,
 }
 
@@ -89,13 +142,7 @@ impl NamedMap {
 impl OurEngine {
     fn options(self) -> LoadOptions {
         let bypass_spec_v1 = self.creator.to_core().bypass_spec_v1;
-        LoadOptions { bypass_spec_v1, engine: self.engine, ..LoadOptions::default() }
-    }
-
-    /// Takes no program that another engine would run.
-    fn check(self, program: Program) -> Result<Program, String> {
-        let engine = program.engine();
-        if engine == self.engine { Ok(program) } else { Err(format!("it is in the {engine}")) }
+        LoadOptions { bypass_spec_v1, engine: self.form.engine(), ..LoadOptions::default() }
     }
 
     /// Creates the maps of an object, with what is in their slots.
@@ -129,9 +176,7 @@ impl OurEngine {
 
     /// All that there are here.
     pub(crate) fn all(creator: request::Creator) -> impl Iterator<Item = Self> {
-        let engines = [bpfarray_vm::Engine::Interp, bpfarray_vm::Engine::Jit];
-        let available = engines.into_iter().filter(|engine| engine.is_available());
-        available.map(move |engine| Self { engine, creator })
+        Form::all().map(move |form| Self { form, creator })
     }
 }
 
@@ -140,7 +185,8 @@ impl Engine for OurEngine {
 
     fn load(&self, object: &elf::Object, program: &str) -> Result<OurProgram, String> {
         let loaded = object.clone().load(&self.options()).map_err(|e| e.to_string())?;
-        let program = self.check(loaded.program(program).map_err(|e| e.to_string())?)?;
+        let program = loaded.program(program).map_err(|e| e.to_string())?;
+        self.form.prepare(&program)?;
         // They keep the programs in PROG_ARRAYs.
         let maps = loaded.maps().map(|(spec, map)| NamedMap::new(&spec.name, map));
         let mut maps: Vec<NamedMap> = maps.collect();
@@ -152,7 +198,8 @@ impl Engine for OurEngine {
         let maps = self.make(&assembled.maps, assembled.inner)?;
         let (prog_type, insns) = (assembled.prog_type, &assembled.insns);
         let program = Program::with_options(prog_type, insns, &maps, &self.options());
-        let program = self.check(program.map_err(|e| e.to_string())?)?;
+        let program = program.map_err(|e| e.to_string())?;
+        self.form.prepare(&program)?;
         let maps = maps.iter().enumerate().map(|(i, map)| NamedMap::new(&i.to_string(), map));
         let maps = maps.collect();
         Ok(OurProgram { program, maps })

@@ -35,6 +35,8 @@ impl Race {
         let options = LoadOptions { bypass_spec_v1: true, engine, ..LoadOptions::default() };
         let loaded = object.clone().load(&options).map_err(|e| e.to_string())?;
         let ours = loaded.program(program).map_err(|e| e.to_string())?;
+        // What it has in the end.
+        ours.optimise();
         let context = Context::new(ours.prog_type(), packet, None).map_err(|e| e.to_string())?;
         let load = |kernel| KernelEngine { kernel, creator }.load(object, program);
         let kernel = kernel.map(load).transpose()?;

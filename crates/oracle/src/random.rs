@@ -1,4 +1,4 @@
-//! Random programs, in the live kernel and in all our engines.
+//! Random programs, in the live kernel and in every form of ours.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::compare::{Error, ProgramMismatch, Translated, same};
 use crate::create::MapCreate;
 use crate::kernel::Kernel;
 use crate::kernel_program::KernelEngine;
-use crate::our_program::OurEngine;
+use crate::our_program::{Form, OurEngine};
 use crate::programs::{Assembled, Engine as _, Kind, first_cpu, on_cpu, run_once};
 use crate::request::Creator;
 use crate::xlated::Differences;
@@ -73,8 +73,8 @@ pub struct Compared {
     pub programs: u64,
     /// Programs that the kernel's verifier gave up as too large.
     pub too_large: u64,
-    /// Our engines, each of which ran all programs.
-    pub engines: Vec<bpfarray_vm::Engine>,
+    /// What ran them here: each all of them.
+    pub forms: Vec<Form>,
     /// What was compared of their translated instructions.
     pub translated: Translated,
     /// In how many programs there is each part.
@@ -84,8 +84,8 @@ pub struct Compared {
 impl fmt::Display for Compared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} programs in the kernel", self.programs)?;
-        for engine in &self.engines {
-            write!(f, " and the {engine}")?;
+        for form in &self.forms {
+            write!(f, ", the {form}")?;
         }
         writeln!(f, ": no difference; {} more are too large for the kernel", self.too_large)?;
         let parts = Part::ALL.iter().zip(self.parts);
@@ -108,7 +108,7 @@ impl Compared {
         parts.find(|(_, count)| *count == 0).map(|((_, name), _)| *name)
     }
 
-    /// Compares one program in all engines. Gives how its translated instructions differ, if that is not meant to be so.
+    /// Compares one program in every form. Gives how its translated instructions differ, if that is not meant to be so.
     fn compare(
         &mut self,
         kernel: Kernel,
@@ -130,15 +130,15 @@ impl Compared {
         };
         let expected = run_once(&mut theirs, &program);
         let mut mismatch = None;
-        for &engine in &self.engines {
-            let listing = || lines().chain([format!("in the {engine}")]).collect();
-            let mut ours = OurEngine { engine, creator }.assemble(&program);
+        for &form in &self.forms {
+            let listing = || lines().chain([format!("in the {form}")]).collect();
+            let mut ours = OurEngine { form, creator }.assemble(&program);
             let result = match &mut ours {
                 Ok(ours) => run_once(ours, &program),
                 Err(why) => Err(why.clone()),
             };
             same(seed, listing, &expected, &result)?;
-            if let (Ok(ours), bpfarray_vm::Engine::Interp) = (ours, engine) {
+            if let (Ok(ours), Form::Interp) = (ours, form) {
                 let question = || format!("{} {seed}", kind.name);
                 let are_deliberate = Differences::are_deliberate_at_random;
                 mismatch = self.translated.compare(&ours, &theirs, are_deliberate, question);
@@ -156,8 +156,7 @@ impl Compared {
 /// # Errors
 /// The first difference in a result, or all in translated instructions.
 pub fn compare(kernel: Kernel, kind: Kind, seed: u64, count: u64) -> Result<Compared, Error> {
-    let engines = OurEngine::all(Creator::Trusted).map(|engine| engine.engine).collect();
-    let mut done = Compared { engines, ..Compared::default() };
+    let mut done = Compared { forms: Form::all().collect(), ..Compared::default() };
     let (cpu, mut mismatches) = (first_cpu(), Vec::new());
     for seed in seed.. {
         if done.programs >= count {

@@ -2,14 +2,12 @@
 
 use std::fmt;
 
-use bpfarray_vm::Engine;
-
 use crate::corpus::Corpus;
 use crate::create::MapCreate;
 use crate::gen_lookup::Question;
 use crate::kernel::Unavailable;
 use crate::ops::{Case, Output, Step, to_text};
-use crate::our_program::OurEngine;
+use crate::our_program::{Form, OurEngine};
 use crate::ours::{self, OurSide};
 use crate::programs::{self, QA, Style, on_cpu_0};
 use crate::record::{case_answer, case_question};
@@ -19,8 +17,8 @@ use crate::vectors::{Fact, Vectors};
 use crate::{corpus, gen_lookup, possible_cpus, xlated};
 
 /// What runs programs, with maps like those that the kernel was asked about.
-const fn with(engine: Engine) -> OurEngine {
-    OurEngine { engine, creator: Creator::Trusted }
+const fn with(form: Form) -> OurEngine {
+    OurEngine { form, creator: Creator::Trusted }
 }
 
 /// Why a replay ended.
@@ -205,7 +203,7 @@ pub fn lookups(vectors: &Vectors) -> Result<Summary, Error> {
 ///
 /// # Errors
 /// The first difference, or more or fewer answers than recorded.
-pub fn programs(vectors: &Vectors, corpus: &Corpus, engine: Engine) -> Result<Summary, Error> {
+pub fn programs(vectors: &Vectors, corpus: &Corpus, form: Form) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let style = Style { cpus: vectors.possible_cpus, brief: true };
     let mut facts = vectors.facts.iter();
@@ -215,7 +213,7 @@ pub fn programs(vectors: &Vectors, corpus: &Corpus, engine: Engine) -> Result<Su
         });
         let here = possible_cpus() >= vectors.possible_cpus;
         let reason = (has_percpu && !here).then_some(Reason::Cpus);
-        for qa in on_cpu_0(|| programs::ask(&with(engine), corpus, run, style))? {
+        for qa in on_cpu_0(|| programs::ask(&with(form), corpus, run, style))? {
             let fact = facts.next().ok_or_else(|| Error::Unrecorded(qa.question.clone()))?;
             summary.count(reason, || fact.expect_qa(qa))?;
         }
@@ -239,7 +237,7 @@ pub fn xlated(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
         };
         let kernel = xlated::parse(&fact.answer);
         let kernel = kernel.ok_or_else(|| Error::Question(fact.line, fact.question.clone()))?;
-        let ours = xlated::ask(&with(Engine::Interp), corpus, run);
+        let ours = xlated::ask(&with(Form::Interp), corpus, run);
         let found = ours.as_deref().map(|ours| xlated::compare(ours, &kernel));
         summary.count(None, || match found {
             Some(found) if found.are_deliberate() => Ok(()),
@@ -257,7 +255,7 @@ pub fn xlated(vectors: &Vectors, corpus: &Corpus) -> Result<Summary, Error> {
 ///
 /// # Errors
 /// The first difference, or a line that is not understood.
-pub fn random_programs(vectors: &Vectors, engine: Engine) -> Result<Summary, Error> {
+pub fn random_programs(vectors: &Vectors, form: Form) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let style = Style { cpus: vectors.possible_cpus, brief: true };
     for fact in &vectors.facts {
@@ -269,7 +267,7 @@ pub fn random_programs(vectors: &Vectors, engine: Engine) -> Result<Summary, Err
         })?;
         let missing = kind.name == "helpers" && possible_cpus() < vectors.possible_cpus;
         summary.count(missing.then_some(Reason::Cpus), || {
-            let ask = || programs::ask_random(&with(engine), kind, seed, style);
+            let ask = || programs::ask_random(&with(form), kind, seed, style);
             fact.expect_qa(on_cpu_0(ask)?)
         })?;
     }

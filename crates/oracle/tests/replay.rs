@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use bpfarray_vm::Engine;
 use libtest_mimic::{Arguments, Failed, Trial};
+use oracle::Form;
 use oracle::corpus::Corpus;
 use oracle::programs::on_cpu_0;
 use oracle::record::{CASES, CREATIONS, FIELDS, LOOKUPS, OPS, PROGRAMS, RANDOM_PROGRAMS, XLATED};
@@ -21,7 +21,7 @@ struct Replay {
     on_cpu_0: bool,
 }
 
-const REPLAYS: [Replay; 10] = [
+const REPLAYS: [Replay; 12] = [
     Replay {
         test: "creations_are_accepted_and_refused_as_recorded",
         file: CREATIONS,
@@ -60,14 +60,21 @@ const REPLAYS: [Replay; 10] = [
     Replay {
         test: "compiled_programs_give_the_recorded_results_in_the_interpreter",
         file: PROGRAMS,
-        run: |vectors| replay::programs(vectors, &Corpus::read()?, Engine::Interp),
+        run: |vectors| replay::programs(vectors, &Corpus::read()?, Form::Interp),
         at_least: 2_000,
         on_cpu_0: true,
     },
     Replay {
-        test: "compiled_programs_give_the_recorded_results_in_the_fastest_engine",
+        test: "compiled_programs_give_the_recorded_results_in_their_first_machine_code",
         file: PROGRAMS,
-        run: |vectors| replay::programs(vectors, &Corpus::read()?, Engine::default()),
+        run: |vectors| replay::programs(vectors, &Corpus::read()?, Form::Quick),
+        at_least: 2_000,
+        on_cpu_0: true,
+    },
+    Replay {
+        test: "compiled_programs_give_the_recorded_results_in_their_best_machine_code",
+        file: PROGRAMS,
+        run: |vectors| replay::programs(vectors, &Corpus::read()?, Form::Best),
         at_least: 2_000,
         on_cpu_0: true,
     },
@@ -81,14 +88,21 @@ const REPLAYS: [Replay; 10] = [
     Replay {
         test: "random_programs_give_the_recorded_results_in_the_interpreter",
         file: RANDOM_PROGRAMS,
-        run: |vectors| replay::random_programs(vectors, Engine::Interp),
+        run: |vectors| replay::random_programs(vectors, Form::Interp),
         at_least: 1_000,
         on_cpu_0: true,
     },
     Replay {
-        test: "random_programs_give_the_recorded_results_in_the_fastest_engine",
+        test: "random_programs_give_the_recorded_results_in_their_first_machine_code",
         file: RANDOM_PROGRAMS,
-        run: |vectors| replay::random_programs(vectors, Engine::default()),
+        run: |vectors| replay::random_programs(vectors, Form::Quick),
+        at_least: 1_000,
+        on_cpu_0: true,
+    },
+    Replay {
+        test: "random_programs_give_the_recorded_results_in_their_best_machine_code",
+        file: RANDOM_PROGRAMS,
+        run: |vectors| replay::random_programs(vectors, Form::Best),
         at_least: 1_000,
         on_cpu_0: true,
     },

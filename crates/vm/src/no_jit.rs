@@ -19,6 +19,15 @@ pub(crate) fn compile(
     None
 }
 
+pub(crate) fn compile_quick(
+    _: &[Insn],
+    _: &Code,
+    _: &Environment,
+    _: &dyn Fn(usize) -> bool,
+) -> Option<Compiled> {
+    None
+}
+
 pub(crate) fn disassemble(
     _: &[Insn],
     _: &Code,
@@ -30,6 +39,14 @@ pub(crate) fn disassemble(
 
 impl Compiled {
     pub(crate) fn bytes(&self) -> &[u8] {
+        match *self {}
+    }
+
+    pub(crate) fn is_hot(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn is_quick(&self) -> bool {
         match *self {}
     }
 

@@ -18,7 +18,7 @@ use crate::engine::{Accesses, Engine};
 use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
 use crate::interp::{self, Code, Environment as RunEnvironment, Executable, run};
-use crate::jit;
+use crate::jit::{self, Compiled};
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
 use crate::verify::{
@@ -159,8 +159,10 @@ impl Outcome {
 /// its program's lane: while it waits for another thread, that one must not need a lane. A clone is
 /// another handle to the same program.
 ///
-/// Machine code is made when it is needed first: by the first run, which takes so much longer, by whoever looks at it, as
-/// [`Program::engine`] does, or when the program is loaded if tail calls may lead to it or start from it.
+/// Machine code is made when it is needed first: by the first run, by whoever looks at it, as
+/// [`Program::engine`] does, or when the program is loaded if tail calls may lead to it or start from it. That takes about as long as
+/// verifying the program. Once it has run for a while, one of its runs makes better code, which takes several times as long;
+/// [`Program::optimise`] does that at a time of its caller's choice.
 #[derive(Clone)]
 pub struct Program(Arc<Inner>);
 
@@ -176,8 +178,10 @@ struct Inner {
     xlated: Xlated,
     /// The engine that was asked for.
     engine: Engine,
-    /// Made from the fields above.
-    executable: OnceLock<Arc<Executable>>,
+    /// Made from the fields above when it is first needed.
+    first: OnceLock<Arc<Executable>>,
+    /// The same with the best machine code there can be, once that is worth its while.
+    best: OnceLock<Arc<Executable>>,
     /// For each instruction, as loaded, its source line.
     lines: Vec<(usize, SourceLine)>,
     log: String,
@@ -288,7 +292,8 @@ impl Program {
             helpers: Arc::clone(helpers),
             xlated,
             engine: mode.engine,
-            executable: OnceLock::new(),
+            first: OnceLock::new(),
+            best: OnceLock::new(),
             lines,
             log: verified.log,
             max_ctx_offset,
@@ -315,7 +320,10 @@ impl Program {
     /// What runs. Whoever asks first makes it.
     #[inline]
     pub(crate) fn executable(&self) -> &Arc<Executable> {
-        self.0.executable.get_or_init(|| Arc::new(self.0.make()))
+        match self.0.best.get() {
+            Some(best) => best,
+            None => self.0.early(),
+        }
     }
 
     /// The program's name; empty for one made from instructions.
@@ -369,31 +377,46 @@ impl Program {
 
     /// What executes the program: what was asked for, or the interpreter where no machine code could be made.
     pub fn engine(&self) -> Engine {
-        self.executable().engine()
+        self.0.first().engine()
     }
 
-    /// The program's machine code; `None` in the interpreter.
+    /// The machine code that the program has from its first run on; `None` in the interpreter.
     ///
     /// # Kernel
     /// `jited_prog_insns` of `struct bpf_prog_info`
     #[doc(alias = "jited_prog_insns")]
     pub fn jited(&self) -> Option<&[u8]> {
-        self.executable().compiled.as_deref().map(|compiled| compiled.bytes())
+        self.0.first().compiled.as_deref().map(|compiled| compiled.bytes())
     }
 
-    /// The machine code as text, function by function; `None` in the interpreter.
+    /// The best machine code for the program, which runs from now on: what a program gets by itself when it has run for a while.
+    /// `None` in the interpreter.
+    ///
+    /// ```
+    /// use bpfarray_core::insn::{Insn, Reg};
+    /// use bpfarray_vm::{Engine, ProgType, Program};
+    /// let insns = [Insn::mov64_imm(Reg::R0, 0), Insn::exit()];
+    /// let program = Program::from_insns(ProgType::SYSCALL, &insns, &[])?;
+    /// assert_eq!(program.optimise().is_some(), Engine::Jit.is_available());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn optimise(&self) -> Option<&[u8]> {
+        self.0.best().compiled.as_deref().map(|compiled| compiled.bytes())
+    }
+
+    /// The best machine code as text, function by function; `None` in the interpreter.
     pub fn disassemble(&self) -> Option<String> {
-        let executable = self.executable();
+        let executable = self.0.best();
         executable.compiled.as_ref()?;
         let proven = |at| self.0.xlated.safety(at) == Safety::Proven;
         let insns = self.0.xlated.link(&self.0.maps);
         jit::disassemble(&insns, &executable.code, &executable.environment, &proven)
     }
 
-    /// How many loads, stores and atomic operations the machine code has that need no check; and that have one. `None`
+    /// How many loads, stores and atomic operations the best machine code has that need no check; and that have one. `None`
     /// in the interpreter, which checks all of them.
     pub fn accesses(&self) -> Option<Accesses> {
-        self.executable().compiled.as_deref().map(|compiled| compiled.accesses())
+        self.0.best().compiled.as_deref().map(|compiled| compiled.accesses())
     }
 
     /// Whether the memory access of instruction `insn` of [`Program::xlated`] was proved to be allowed in every run.
@@ -428,19 +451,27 @@ impl Program {
 
     /// The same program with another bound on a run: it ends after about `fuel` instructions.
     #[must_use]
-    pub fn with_fuel(mut self, fuel: u64) -> Self {
-        let mut executable = Executable::clone(self.executable());
-        executable.environment = executable.environment.with_fuel(fuel);
-        Arc::make_mut(&mut self.0).executable = OnceLock::from(Arc::new(executable));
-        self
+    pub fn with_fuel(self, fuel: u64) -> Self {
+        self.with_environment(|environment| environment.clone().with_fuel(fuel))
     }
 
     /// The same program, which may touch the values of one more map, whose address it is given.
-    pub(crate) fn with_map(mut self, map: MapRef) -> Self {
-        let executable = self.executable().with_map(map.clone());
+    pub(crate) fn with_map(self, map: MapRef) -> Self {
+        let mut program = self.with_environment(|environment| environment.with_map(map.clone()));
+        Arc::make_mut(&mut program.0).maps.push(map);
+        program
+    }
+
+    fn with_environment(mut self, changed: impl Fn(&RunEnvironment) -> RunEnvironment) -> Self {
+        self.0.first();
         let inner = Arc::make_mut(&mut self.0);
-        inner.maps.push(map);
-        inner.executable = OnceLock::from(Arc::new(executable));
+        for made in [&mut inner.first, &mut inner.best] {
+            if let Some(executable) = made.take() {
+                let environment = changed(&executable.environment);
+                let executable = Executable { environment, ..Executable::clone(&executable) };
+                *made = OnceLock::from(Arc::new(executable));
+            }
+        }
         self
     }
 
@@ -532,17 +563,48 @@ impl ProgramObject for Program {
 }
 
 impl Inner {
-    /// The program in the form that the engine wants.
-    fn make(&self) -> Executable {
-        let insns = self.xlated.link(&self.maps);
-        let code = Code::new(&insns);
-        let environment = RunEnvironment::new(&self.name, &self.maps, &self.helpers);
-        let proven = |at| self.xlated.safety(at) == Safety::Proven;
-        let compiled = match self.engine {
-            Engine::Interp => None,
-            Engine::Jit => jit::compile(&insns, &code, &environment, &proven).map(Arc::new),
-        };
-        Executable { code, compiled, environment }
+    /// What runs before the best code is there.
+    #[cold]
+    fn early(&self) -> &Arc<Executable> {
+        let first = self.first();
+        let is_quick = |code: &Compiled| code.is_quick() && !code.is_hot();
+        match first.compiled.as_deref().is_some_and(is_quick) {
+            true => first,
+            false => self.best(),
+        }
+    }
+
+    fn first(&self) -> &Arc<Executable> {
+        self.first.get_or_init(|| {
+            let insns = self.xlated.link(&self.maps);
+            let code = Code::new(&insns);
+            let environment = RunEnvironment::new(&self.name, &self.maps, &self.helpers);
+            let proven = |at| self.xlated.safety(at) == Safety::Proven;
+            let compiled = match self.engine {
+                Engine::Interp => None,
+                Engine::Jit => jit::compile_quick(&insns, &code, &environment, &proven)
+                    .or_else(|| jit::compile(&insns, &code, &environment, &proven)),
+            };
+            Arc::new(Executable { code, compiled: compiled.map(Arc::new), environment })
+        })
+    }
+
+    fn best(&self) -> &Arc<Executable> {
+        self.best.get_or_init(|| {
+            let first = self.first();
+            if !first.compiled.as_deref().is_some_and(Compiled::is_quick) {
+                return Arc::clone(first);
+            }
+            let Executable { code, environment, .. } = &**first;
+            let proven = |at| self.xlated.safety(at) == Safety::Proven;
+            let insns = self.xlated.link(&self.maps);
+            match jit::compile(&insns, code, environment, &proven).map(Arc::new) {
+                Some(best) => {
+                    Arc::new(Executable { compiled: Some(best), ..Executable::clone(first) })
+                }
+                None => Arc::clone(first),
+            }
+        })
     }
 }
 

@@ -103,7 +103,7 @@ fn dump_jited(loaded: &Loaded, args: &DumpArgs, out: &mut dyn Write) -> Result<(
     let spec = object::choose(loaded.programs(), args.prog.as_deref(), &args.object)?;
     let program = object::program(loaded, spec, &args.object)?;
     // Nothing, where the interpreter runs the program.
-    let bytes = program.jited().unwrap_or_default();
+    let bytes = program.optimise().unwrap_or_default();
     let hex: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let text = program.disassemble().unwrap_or_default();
     if args.output.is_json() {

@@ -10,7 +10,7 @@ use super::{Case, Key, Maps};
 use crate::corpus::Corpus;
 use crate::kernel::Kernel;
 use crate::kernel_program::{KernelEngine, KernelMaps, load_flags};
-use crate::our_program::OurEngine;
+use crate::our_program::{Form, OurEngine};
 use crate::request::Creator;
 use crate::sys::{Btf, Prog};
 use crate::{ProgLoad, btf};
@@ -94,7 +94,7 @@ pub struct Strict<'c> {
 impl<'c> Strict<'c> {
     /// For maps of a creator with every capability.
     pub fn new(corpus: &'c Corpus) -> Self {
-        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted };
+        let engine = OurEngine { form: Form::Interp, creator: Creator::Trusted };
         Self { corpus, engine, maps: HashMap::new() }
     }
 

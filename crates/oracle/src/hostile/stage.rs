@@ -11,7 +11,7 @@ use super::monitor::{Violation, text};
 use super::watch::{Memory, PAGE, Watched};
 use super::world::World;
 use crate::create::MapCreate;
-use crate::our_program::OurEngine;
+use crate::our_program::{Form, OurEngine};
 use crate::request::Creator;
 use crate::rng::Rng;
 
@@ -65,7 +65,7 @@ impl Stage {
         let ctx = ctx_in.as_ref().map(<[u8; CTX_LEN]>::as_slice);
         let Ok(mut context) = Context::new(prog_type, packet, ctx) else { return Ok(None) };
         // Its own addresses, as a program gets them.
-        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted };
+        let engine = OurEngine { form: Form::Interp, creator: Creator::Trusted };
         let notes = engine.make(&[MapCreate::array(MapCreate::ARRAY, 32, 1)], None)?;
         let mut insns = vec![Insn::mov64_reg(Reg::R6, Reg::R1)];
         insns.extend(Insn::ld_imm64(Reg::R9, Reg::new(pseudo::MAP_IDX_VALUE), 0));

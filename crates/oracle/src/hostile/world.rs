@@ -14,7 +14,7 @@ use super::watch::{Memory, PAGE, Watched};
 use super::{Case, Maps, generate};
 use crate::corpus::Corpus;
 use crate::create::MapCreate;
-use crate::our_program::OurEngine;
+use crate::our_program::{Form, OurEngine};
 use crate::request::Creator;
 use crate::rng::Rng;
 
@@ -36,7 +36,7 @@ impl World {
         corpus: &Corpus,
         options: &dyn Fn(Engine) -> LoadOptions,
     ) -> Result<Option<Self>, String> {
-        let engine = OurEngine { engine: Engine::Interp, creator: Creator::Trusted };
+        let engine = OurEngine { form: Form::Interp, creator: Creator::Trusted };
         let guard = |map_type| MapCreate::array(map_type, 24, 4);
         let guards =
             || engine.make(&[guard(MapCreate::ARRAY), guard(MapCreate::PERCPU_ARRAY)], None);
@@ -123,7 +123,7 @@ fn with_own_programs(
         if map.layout().kind() != Kind::ProgArray {
             return Ok(map.clone());
         }
-        let creator = OurEngine { engine: options.engine, creator: Creator::Trusted };
+        let creator = OurEngine { form: Form::Interp, creator: Creator::Trusted };
         let own =
             creator.make(&[MapCreate::array(MapCreate::PROG_ARRAY, 4, map.max_entries())], None)?;
         let own = own.into_iter().next().ok_or("no map was made")?;

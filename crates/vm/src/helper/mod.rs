@@ -32,6 +32,15 @@ mod engines {
         #[path = "tests/mod.rs"]
         mod tests;
     }
+
+    #[cfg(feature = "jit")]
+    #[path = "."]
+    mod quick {
+        use crate::interp::quick_tests as cases;
+        #[allow(clippy::duplicate_mod)]
+        #[path = "tests/mod.rs"]
+        mod tests;
+    }
 }
 mod trace;
 mod xdp;

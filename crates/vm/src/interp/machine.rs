@@ -157,7 +157,7 @@ impl<'e> Machine<'e> {
         let [ctx, map, index, ..] = args;
         self.held.check_unlocked("bpf_tail_call")?;
         let map = match known {
-            Some(map) if ctx == self.context.buffer().ctx_addr() => map,
+            Some(known) if known.addr() == map && ctx == self.context.buffer().ctx_addr() => known,
             _ => {
                 let map = self.context(ctx).map(drop).and_then(|()| self.map(map));
                 map.map_err(|error| FaultKind::helper(&"bpf_tail_call".into(), &args, error))?

@@ -16,6 +16,11 @@ mod stack;
 #[path = "tests/mod.rs"]
 pub(crate) mod jit_tests;
 #[cfg(test)]
+#[cfg(feature = "jit")]
+#[allow(clippy::duplicate_mod)]
+#[path = "tests/mod.rs"]
+pub(crate) mod quick_tests;
+#[cfg(test)]
 #[allow(clippy::duplicate_mod)]
 #[path = "tests/mod.rs"]
 pub(crate) mod tests;

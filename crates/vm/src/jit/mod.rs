@@ -1,4 +1,4 @@
-//! Programs as machine code, made by Cranelift when they first need it.
+//! Programs as machine code: made at once, by [`quick`], when they first need it, and by Cranelift when they have run for a while.
 //!
 //! Translation takes the instructions that the interpreter takes, addresses and all, and knows of arrays as
 //! little as that does: lookups become address arithmetic because [`analysis`] and Cranelift optimise what
@@ -10,6 +10,7 @@ mod entry;
 mod isa;
 mod loops;
 mod memory;
+mod quick;
 #[cfg(test)]
 mod tests;
 mod trampoline;
@@ -37,6 +38,7 @@ use crate::interp::{Code, Environment, Machine, Stopped};
 use analysis::Subject;
 use entry::Entry;
 use memory::CodeMemory;
+use quick::Heat;
 
 /// Functions begin at multiples of this.
 const ALIGN: usize = 16;
@@ -49,9 +51,25 @@ pub(crate) struct Compiled {
     functions: BTreeMap<usize, usize>,
     main: usize,
     accesses: Accesses,
+    /// Of code that was made at once.
+    heat: Option<Heat>,
     /// What the code has addresses of.
     _helpers: Arc<HelperSet>,
     _literals: Vec<Literals>,
+}
+
+/// Compiles a program at once. `None` where that can't be done.
+pub(crate) fn compile_quick(
+    insns: &[Insn],
+    code: &Code,
+    environment: &Environment,
+    proven: &dyn Fn(usize) -> bool,
+) -> Option<Compiled> {
+    let entries: Vec<usize> = code.entries().collect();
+    let made = quick::compile(insns, code.ops(), &entries, &environment.helpers, proven)?;
+    let quick::Made { bytes, functions, accesses, heat } = made;
+    let code = Compiled::new(&bytes, functions, environment)?;
+    Some(Compiled { accesses, heat: Some(heat), ..code })
 }
 
 /// Compiles a program. `None` where no code can be made: for such a machine, for so long a program, or for lack of
@@ -62,16 +80,9 @@ pub(crate) fn compile(
     environment: &Environment,
     proven: &dyn Fn(usize) -> bool,
 ) -> Option<Compiled> {
-    let entry = Entry::new()?;
     let made = Maker::new(insns, code, environment, proven, false).run()?;
-    let memory = CodeMemory::new(&made.bytes).ok()?;
-    let base = memory.addr();
-    let functions: BTreeMap<_, _> =
-        made.functions.into_iter().map(|(at, offset)| (at, base + offset)).collect();
-    let main = *functions.get(&0)?;
-    let (accesses, helpers) = (made.accesses, Arc::clone(&environment.helpers));
-    let _literals = made.literals;
-    Some(Compiled { entry, memory, functions, main, accesses, _helpers: helpers, _literals })
+    let code = Compiled::new(&made.bytes, made.functions, environment)?;
+    Some(Compiled { accesses: made.accesses, _literals: made.literals, ..code })
 }
 
 /// The text of the machine code that [`compile`] makes, function by function.
@@ -85,6 +96,31 @@ pub(crate) fn disassemble(
 }
 
 impl Compiled {
+    /// Code, with its functions' places in it.
+    fn new(
+        code: &[u8],
+        mut functions: BTreeMap<usize, usize>,
+        environment: &Environment,
+    ) -> Option<Self> {
+        let entry = Entry::new()?;
+        let memory = CodeMemory::new(code).ok()?;
+        functions.values_mut().for_each(|place| *place += memory.addr());
+        let main = *functions.get(&0)?;
+        let accesses = Accesses::default();
+        let (_helpers, _literals) = (Arc::clone(&environment.helpers), Vec::new());
+        Some(Self { entry, memory, functions, main, accesses, heat: None, _helpers, _literals })
+    }
+
+    /// Whether it was made at once, and has run for so long that better code is worth its while.
+    pub(crate) fn is_hot(&self) -> bool {
+        self.heat.as_ref().is_some_and(Heat::is_enough)
+    }
+
+    /// Whether there can be better code.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.heat.is_some()
+    }
+
     /// Address of the program's first function.
     pub(crate) fn main(&self) -> usize {
         self.main

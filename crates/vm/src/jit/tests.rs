@@ -1,4 +1,4 @@
-//! The JIT against the interpreter: the same result or the same fault, and the same memory behind it.
+//! Machine code against the interpreter: the same result or the same fault, and the same memory behind it.
 
 use bpfarray::Map;
 use bpfarray::attr::{MapFlags, MapType};
@@ -7,11 +7,10 @@ use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, alu, jmp, size};
 
 use crate::context::Context;
-use crate::engine::Engine;
 use crate::fault::Fault;
 use crate::interp::Executable;
 use crate::interp::tests::hostile::{Rng, program};
-use crate::interp::tests::{Case, R0, R1, R2, R6, R7, map};
+use crate::interp::tests::{Case, Form, R0, R1, R2, R6, R7, map};
 use crate::prog_type::ProgType;
 
 const PROGRAMS: u64 = 6_000;
@@ -46,9 +45,9 @@ fn values(map: &Map) -> Vec<u8> {
     all
 }
 
-/// Runs a case in an engine, on maps and a context that are as in the beginning.
-fn trace(case: &mut Case, engine: Engine, packet: &[u8], ctx_in: Option<&[u8]>) -> Trace {
-    case.engine = engine;
+/// Runs a case in a form, on maps and a context that are as in the beginning.
+fn trace(case: &mut Case, form: Form, packet: &[u8], ctx_in: Option<&[u8]>) -> Trace {
+    case.form = form;
     let executable = case.executable();
     trace_as(case, executable, packet, ctx_in)
 }
@@ -77,7 +76,7 @@ fn trace_as(
 }
 
 #[test]
-fn random_programs_do_the_same_in_both_engines() {
+fn random_programs_do_the_same_in_every_form() {
     let seed = std::env::var("BPFARRAY_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let array = map(MapType::ARRAY, 12, 5, MapFlags::empty());
     let wide = map(MapType::ARRAY, 64, 8, MapFlags::empty());
@@ -100,14 +99,16 @@ fn random_programs_do_the_same_in_both_engines() {
         for round in 0..PROGRAMS / 4 {
             let mut rng = Rng(seed.unwrap_or(round * 4 + u64::from(prog_type.0)));
             case.insns = program(&mut rng, &maps);
-            let interp = trace(&mut case, Engine::Interp, packet, ctx_in);
-            let jit = trace(&mut case, Engine::Jit, packet, ctx_in);
+            let interp = trace(&mut case, Form::Interp, packet, ctx_in);
+            let quick = trace(&mut case, Form::Quick, packet, ctx_in);
+            let best = trace(&mut case, Form::Best, packet, ctx_in);
             let listing = || {
                 let lines = Disasm::new(&case.insns).map(|line| format!("{}: {line}", line.index));
                 lines.collect::<Vec<_>>().join("\n")
             };
-            assert_eq!(interp, jit, "{prog_type} {round}:\n{}", listing());
-            finished += u64::from(jit.result.is_ok());
+            assert_eq!(interp, quick, "{prog_type} {round}, made at once:\n{}", listing());
+            assert_eq!(interp, best, "{prog_type} {round}:\n{}", listing());
+            finished += u64::from(best.result.is_ok());
         }
     }
     assert!(finished > PROGRAMS / 20, "{finished} finished");
@@ -169,18 +170,19 @@ fn loops_end_at_the_same_instruction_whatever_fuel_there_is() {
     for rounds in [1, 2, 3, 4, 5, 9, 40] {
         for insns in loops(value, rounds) {
             case.insns = insns;
-            let made = [Engine::Interp, Engine::Jit].map(|engine| {
-                case.engine = engine;
+            let made = [Form::Interp, Form::Quick, Form::Best].map(|form| {
+                case.form = form;
                 case.executable()
             });
             for fuel in 0..450 {
-                let [interp, jit] = made.each_ref().map(|made| {
+                let [interp, quick, best] = made.each_ref().map(|made| {
                     let environment = made.environment.clone().with_fuel(fuel);
                     let executable = Executable { environment, ..made.clone() };
                     trace_as(&mut case, executable, &[], Some(&[0; 16]))
                 });
-                assert_eq!(interp, jit, "{rounds} rounds, {fuel} of fuel");
-                finished += u64::from(jit.result.is_ok());
+                assert_eq!(interp, quick, "{rounds} rounds, {fuel} of fuel, made at once");
+                assert_eq!(interp, best, "{rounds} rounds, {fuel} of fuel");
+                finished += u64::from(best.result.is_ok());
             }
         }
     }
@@ -202,7 +204,7 @@ fn what_others_write_in_the_middle_of_a_loop_is_seen() {
         Insn::mov64_imm(R0, 1),
         Insn::exit(),
     ]);
-    case.engine = Engine::Jit;
+    case.form = Form::Best;
     case.fuel = 3_000_000_000;
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -1,7 +1,7 @@
 //! When machine code is made, and what it is made of.
 
 use bpfarray::attr::{Creator, MapAttr, MapType};
-use bpfarray_core::insn::{Reg, alu, class, mode, size};
+use bpfarray_core::insn::{Reg, alu, class, jmp, mode, size};
 
 use super::*;
 
@@ -21,12 +21,12 @@ fn map(map_type: MapType) -> Map {
 fn code_is_made_for_the_first_run_and_kept_by_all_handles() {
     let program = program(&[map(MapType::ARRAY)]);
     let renamed = program.clone().with_id(99);
-    assert!(program.0.executable.get().is_none());
+    assert!(program.0.first.get().is_none());
     let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
     assert_eq!(program.run(&mut context).unwrap().retval(), 7);
-    let made = program.0.executable.get().map(Arc::as_ptr).unwrap();
+    let made = program.0.first.get().map(Arc::as_ptr).unwrap();
     assert_eq!(program.clone().run(&mut context).unwrap().retval(), 7);
-    assert_eq!(program.0.executable.get().map(Arc::as_ptr), Some(made));
+    assert_eq!(program.0.first.get().map(Arc::as_ptr), Some(made));
     assert_eq!(renamed.run(&mut context).unwrap().retval(), 7);
 }
 
@@ -34,13 +34,100 @@ fn code_is_made_for_the_first_run_and_kept_by_all_handles() {
 fn code_is_made_at_once_for_tail_calls() {
     let map = map(MapType::PROG_ARRAY);
     let program = program(std::slice::from_ref(&map));
-    assert!(program.0.executable.get().is_some());
+    assert!(program.0.first.get().is_some());
     assert_eq!(map.owner().map(|owner| owner.jited), Some(program.engine() == Engine::Jit));
     let target =
         Program::from_insns(ProgType::SYSCALL, &[Insn::mov64_imm(Reg::R0, 0), Insn::exit()], &[])
             .unwrap();
     map.update_object(0, &bpfarray::Object::Program(Arc::new(target.clone())), 0).unwrap();
-    assert!(target.0.executable.get().is_some());
+    assert!(target.0.first.get().is_some());
+}
+
+/// Counts down from a number, and does nothing else.
+fn loop_of(rounds: i32) -> Program {
+    let insns = [
+        Insn::mov64_imm(Reg::R0, rounds),
+        Insn::alu64_imm(alu::SUB, Reg::R0, 1),
+        Insn::jmp_imm(jmp::JNE, Reg::R0, 0, -2),
+        Insn::exit(),
+    ];
+    Program::from_insns(ProgType::SYSCALL, &insns, &[]).unwrap()
+}
+
+/// How many runs it takes until a program has its best code.
+#[cfg(all(feature = "jit", target_arch = "x86_64"))]
+fn runs_until_best(program: &Program) -> u32 {
+    let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
+    for runs in 0..1_000_000 {
+        if program.0.best.get().is_some() {
+            return runs;
+        }
+        program.run(&mut context).unwrap();
+    }
+    panic!("it never gets better");
+}
+
+#[cfg(all(feature = "jit", target_arch = "x86_64"))]
+#[test]
+fn code_gets_better_after_as_many_instructions_as_are_worth_it() {
+    let plain = program(&[map(MapType::ARRAY)]);
+    let (first, handle) = (plain.jited().unwrap().to_vec(), plain.clone());
+    let runs = runs_until_best(&plain);
+    assert!((3000..6000).contains(&runs), "{runs}");
+    assert!(handle.0.best.get().is_some(), "a handle to the same program");
+    assert_eq!(plain.jited(), Some(&first[..]), "what it had first is still there");
+    assert_ne!(plain.optimise(), Some(&first[..]));
+    let runs = runs_until_best(&loop_of(10_000));
+    assert!(runs < 5, "{runs} runs of a long loop");
+}
+
+#[cfg(all(feature = "jit", target_arch = "x86_64"))]
+#[test]
+fn code_of_tail_called_programs_gets_better_too() {
+    let map = map(MapType::PROG_ARRAY);
+    let [lo, hi] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::MAP_IDX), 0);
+    let insns = [
+        lo,
+        hi,
+        Insn::mov64_imm(Reg::R3, 0),
+        Insn::call(bpfarray_core::helper_id::TAIL_CALL),
+        Insn::mov64_imm(Reg::R0, 1),
+        Insn::exit(),
+    ];
+    let caller =
+        Program::from_insns(ProgType::SYSCALL, &insns, std::slice::from_ref(&map)).unwrap();
+    let target = loop_of(1000);
+    map.update_object(0, &bpfarray::Object::Program(Arc::new(target.clone())), 0).unwrap();
+    let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
+    // The slot has a handle of its own to the same program.
+    for _ in 0..100 {
+        assert_eq!(caller.run(&mut context).unwrap().r0, 0);
+    }
+    assert!(target.0.best.get().is_some());
+    assert!(caller.0.best.get().is_none());
+    // Best code goes to first code, and back.
+    caller.optimise().unwrap();
+    assert_eq!(caller.run(&mut context).unwrap().r0, 0);
+    let fresh = loop_of(3);
+    map.update_object(0, &bpfarray::Object::Program(Arc::new(fresh.clone())), 0).unwrap();
+    assert_eq!(caller.run(&mut context).unwrap().r0, 0);
+    assert!(fresh.0.first.get().is_some() && fresh.0.best.get().is_none());
+}
+
+#[test]
+fn whatever_code_there_is_a_program_can_be_given_other_fuel() {
+    let program = loop_of(100);
+    let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
+    for best in [false, true] {
+        if best {
+            program.optimise();
+        }
+        let bounded = program.clone().with_fuel(50);
+        let fault = bounded.run(&mut context).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::OutOfFuel);
+        assert_eq!(program.run(&mut context).unwrap().r0, 0);
+        assert_eq!(bounded.with_fuel(1000).run(&mut context).unwrap().r0, 0);
+    }
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use bpfarray_core::insn::{Insn, Reg, X, alu, class, jmp};
 use proptest::prelude::*;
 
-use super::{R0, R1, R2, engine, run_insns};
-use crate::engine::Engine;
+use super::{Form, R0, R1, R2, form, run_insns};
 
 const OPS: [(u8, i16); 14] = [
     (alu::ADD, 0),
@@ -149,7 +148,7 @@ fn arithmetic_and_jumps_at_the_edges() {
 
 proptest! {
     // Compiling takes longer than running.
-    #![proptest_config(ProptestConfig::with_cases(if engine() == Engine::Jit { 16 } else { 256 }))]
+    #![proptest_config(ProptestConfig::with_cases(if form() == Form::Best { 16 } else { 256 }))]
     #[test]
     fn arithmetic_on_any_numbers(a: u64, b: u64, shift in 0_u32..64) {
         check_alu(a, b);

@@ -5,14 +5,13 @@ use bpfarray::Map;
 use bpfarray::attr::{MapFlags, MapType};
 use bpfarray_core::insn::{Insn, Reg, X, alu, atomic, class, jmp, mode, pseudo, size};
 
-use super::{Case, R0, engine, map};
+use super::{Case, Form, R0, form, map};
 use crate::context::Context;
-use crate::engine::Engine;
 use crate::prog_type::ProgType;
 
 /// As many as take a second or two.
 fn programs() -> u64 {
-    if engine() == Engine::Jit { 8_000 } else { 100_000 }
+    if form() == Form::Best { 8_000 } else { 100_000 }
 }
 
 /// splitmix64

@@ -13,7 +13,6 @@ use bpfarray_core::insn::{Insn, Reg, alu, class, jmp, pseudo, size};
 
 use super::{Code, Environment, Executable, run};
 use crate::context::Context;
-use crate::engine::Engine;
 use crate::fault::{Fault, FaultKind, HelperError};
 use crate::helper::HelperSet;
 use crate::jit;
@@ -28,9 +27,23 @@ pub(crate) const R6: Reg = Reg::R6;
 pub(crate) const R7: Reg = Reg::R7;
 pub(crate) const R10: Reg = Reg::R10;
 
-/// What runs the programs of this module, which is there once for each engine.
-pub(crate) fn engine() -> Engine {
-    if module_path!().contains("jit_tests") { Engine::Jit } else { Engine::Interp }
+/// What runs programs.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    Interp,
+    /// Machine code that is made at once.
+    Quick,
+    /// The best machine code.
+    Best,
+}
+
+/// What runs the programs of this module, which is there once for each form.
+pub(crate) fn form() -> Form {
+    match module_path!() {
+        path if path.contains("quick_tests") => Form::Quick,
+        path if path.contains("jit_tests") => Form::Best,
+        _ => Form::Interp,
+    }
 }
 
 /// A program and what it runs with, for tests.
@@ -40,7 +53,7 @@ pub(crate) struct Case {
     pub(crate) helpers: HelperSet,
     pub(crate) context: Context,
     pub(crate) fuel: u64,
-    pub(crate) engine: Engine,
+    pub(crate) form: Form,
 }
 
 impl Case {
@@ -50,8 +63,8 @@ impl Case {
 
     pub(crate) fn with_context(insns: &[Insn], context: Context) -> Self {
         let (maps, helpers) = (Vec::new(), HelperSet::linux());
-        let engine = engine();
-        Self { insns: insns.to_vec(), maps, helpers, context, fuel: 1_000_000, engine }
+        let form = form();
+        Self { insns: insns.to_vec(), maps, helpers, context, fuel: 1_000_000, form }
     }
 
     pub(crate) fn maps(mut self, maps: &[&Map]) -> Self {
@@ -75,15 +88,21 @@ impl Case {
             Environment::new("", &self.maps.iter().map(Map::to_ref).collect::<Vec<_>>(), &helpers)
                 .with_fuel(self.fuel);
         let code = Code::new(&self.insns);
-        let compiled = match self.engine {
-            Engine::Interp => None,
-            Engine::Jit => {
-                let compiled = jit::compile(&self.insns, &code, &environment, &|_| false);
-                Some(Arc::new(compiled.expect("every program can be compiled")))
-            }
+        let compile = match self.form {
+            Form::Interp => return Executable { code, compiled: None, environment },
+            // Registers that no program has, and other processors, are left to the other one.
+            Form::Quick if can_be_quick(&self.insns) => jit::compile_quick,
+            Form::Quick | Form::Best => jit::compile,
         };
+        let compiled = compile(&self.insns, &code, &environment, &|_| false);
+        let compiled = Some(Arc::new(compiled.expect("every program can be compiled")));
         Executable { code, compiled, environment }
     }
+}
+
+fn can_be_quick(insns: &[Insn]) -> bool {
+    let named = |insn: &Insn| insn.dst.index().max(insn.src.index()) <= 11;
+    cfg!(target_arch = "x86_64") && insns.iter().all(named)
 }
 
 pub(crate) fn run_insns(insns: &[Insn]) -> Result<u64, Fault> {
