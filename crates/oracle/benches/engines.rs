@@ -1,16 +1,19 @@
-//! Loops over 1,000 elements in each engine, in the live kernel, and in Rust.
+//! Loops over 1,000 elements in each engine, in the live kernel, and in Rust; and what it takes to enter and to load a program.
 //!
 //! `cargo bench -p oracle --bench engines` prints one table; `-- --quick` a rough one.
 
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bpfarray_core::helper_id;
+use bpfarray_core::insn::{Insn, Reg, alu, jmp, size};
 use bpfarray_vm::elf::Object;
-use bpfarray_vm::{Engine, LoadOptions};
+use bpfarray_vm::{Engine, LoadOptions, ProgType, Program};
 use oracle::Kernel;
 use oracle::measure::{Rounds, line};
+use oracle::programs::Assembled;
 use oracle::race::{self, Race};
 
 type Error = Box<dyn std::error::Error>;
@@ -145,45 +148,94 @@ fn main() -> Result<(), Error> {
         jit_ns,
         "the time in the interpreter",
         jit_ns / interp_ns,
-        "(at most 15 ns)",
+        &format!("(at most 15 ns: {})", if jit_ns <= 15.0 { "met" } else { "MISSED" }),
     );
     // The kernel's verifier goes around the loop as often as the program would.
     let other = |name: &str| -> Result<Object, Error> {
         let path = format!("../../testdata/progs/{name}.bpf.o");
         Ok(Object::parse(&std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))?)?)
     };
-    for (object, program, label) in [
+    for (object, name, label) in [
         (&object, "nothing", "load 2 instructions"),
         (&other("legacy_maps")?, "count", "load a counter of 15 instructions"),
         (&other("network")?, "balance", "load a balancer of 129 instructions"),
         (&object, "read_modify_write", "load 22 instructions with a loop of 1,000"),
     ] {
-        load_time(object, (program, label), kernel, &rounds)?;
+        let load = || -> Result<_, Error> {
+            let loaded = object.clone().load(&LoadOptions::default())?;
+            let start = Instant::now();
+            Ok((loaded.program(name)?, start))
+        };
+        load_time(
+            label,
+            f64::INFINITY,
+            rounds.count() * 4,
+            &load,
+            &|kernel| race::load_time(kernel, object, name),
+            kernel,
+        )?;
+    }
+    for (len, branches, label) in [
+        (4_096, true, "load 4,096 instructions with branches"),
+        (100_000, true, "load 100,000 instructions with branches"),
+        (100_000, false, "load 100,000 instructions without"),
+    ] {
+        let program = Assembled { packet: packet.to_vec(), ..long_program(len, branches) };
+        let load = || -> Result<_, Error> {
+            let start = Instant::now();
+            let options = LoadOptions::default();
+            Ok((Program::with_options(program.prog_type, &program.insns, &[], &options)?, start))
+        };
+        load_time(label, 1e9, 3, &load, &|kernel| race::load_time_of(kernel, &program), kernel)?;
     }
     Ok(())
 }
 
-/// How long it takes until a program is ready to run, and until it has its machine code, which its first run makes.
+/// A program of so many instructions that shifts a number, adds and stores, and branches by each bit or not at all.
+fn long_program(len: usize, branches: bool) -> Assembled {
+    let mut insns = vec![Insn::call(helper_id::GET_PRANDOM_U32), Insn::mov64_imm(Reg::R6, 0)];
+    while insns.len() < len - 3 {
+        let n = insns.len() as i32;
+        insns.push(Insn::alu64_imm(alu::RSH, Reg::R0, 1));
+        if branches {
+            insns.push(Insn::jmp_imm(jmp::JSET, Reg::R0, 1, 1));
+        }
+        insns.push(Insn::alu64_imm(alu::ADD, Reg::R6, n));
+        insns.push(Insn::stx_mem(size::DW, Reg::R10, Reg::R6, -8 * (1 + (n % 60) as i16)));
+    }
+    insns.extend([Insn::mov64_imm(Reg::R0, 2), Insn::exit()]);
+    let (prog_type, maps) = (ProgType::XDP, Vec::new());
+    Assembled { prog_type, insns, maps, inner: None, packet: Vec::new() }
+}
+
+/// How long it takes until a program is ready to run, machine code included; and how long its best code takes then.
 fn load_time(
-    object: &Object,
-    (name, label): (&str, &str),
+    label: &str,
+    at_most: f64,
+    rounds: u32,
+    load: &dyn Fn() -> Result<(Program, Instant), Error>,
+    load_in_kernel: &dyn Fn(Kernel) -> Result<Duration, String>,
     kernel: Option<Kernel>,
-    rounds: &Rounds,
 ) -> Result<(), Error> {
-    let [mut ready, mut compiled, mut theirs] = [f64::INFINITY; 3];
-    for _ in 0..rounds.count() * 4 {
-        let loaded = object.clone().load(&LoadOptions::default())?;
-        let start = Instant::now();
-        let program = loaded.program(name)?;
-        ready = ready.min(start.elapsed().as_nanos() as f64);
+    let [mut ready, mut best, mut theirs] = [f64::INFINITY; 3];
+    for _ in 0..rounds {
+        let (program, start) = load()?;
         program.engine();
-        compiled = compiled.min(start.elapsed().as_nanos() as f64);
+        ready = ready.min(start.elapsed().as_nanos() as f64);
+        let start = Instant::now();
+        program.optimise();
+        best = best.min(start.elapsed().as_nanos() as f64);
         if let Some(kernel) = kernel {
-            theirs = theirs.min(race::load_time(kernel, object, name)?.as_nanos() as f64);
+            theirs = theirs.min(load_in_kernel(kernel)?.as_nanos() as f64);
         }
     }
+    let verdict = |ok: bool| if ok { "met" } else { "MISSED" };
+    let target = match at_most {
+        f64::INFINITY => format!("(at most 1: {})", verdict(ready <= theirs)),
+        _ => format!("(under 1 s: {})", verdict(ready < at_most)),
+    };
     let than = "the time in the kernel";
-    line(label, ready, than, ready / theirs, "(at most 1)");
-    line("  and its machine code", compiled, than, compiled / theirs, "(at most 1)");
+    line(label, ready, than, ready / theirs, &target);
+    line("  its best code, later", best, than, best / theirs, "");
     Ok(())
 }

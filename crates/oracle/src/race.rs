@@ -7,7 +7,7 @@ use bpfarray_vm::{Context, LoadOptions, Loaded, Program};
 
 use crate::kernel::Kernel;
 use crate::kernel_program::{KernelEngine, KernelProgram};
-use crate::programs::Engine;
+use crate::programs::{Assembled, Engine};
 use crate::request::Creator;
 
 /// The two sides, each with maps of its own. Both trust the program, as root's are trusted.
@@ -83,6 +83,15 @@ impl Race {
 pub fn load_time(kernel: Kernel, object: &Object, program: &str) -> Result<Duration, String> {
     let engine = KernelEngine { kernel, creator: Creator::Trusted };
     Ok(engine.load(object, program)?.load_time())
+}
+
+/// How long the kernel takes to load a program of instructions.
+///
+/// # Errors
+/// Why it cannot.
+pub fn load_time_of(kernel: Kernel, program: &Assembled) -> Result<Duration, String> {
+    let engine = KernelEngine { kernel, creator: Creator::Trusted };
+    Ok(engine.assemble(program)?.load_time())
 }
 
 impl std::fmt::Debug for Race {

@@ -13,7 +13,7 @@ use bpfarray_core::insn::{Insn, Reg, alu, class};
 
 use super::live::{self, Regs};
 use super::log::Log;
-use super::relevant;
+use super::relevant::{self, Needs};
 use super::rule::Rule;
 use super::state::{Return, State};
 use super::structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
@@ -54,7 +54,7 @@ pub(super) struct Explorer<'a> {
     /// How far an iterator's program reaches into keys and values.
     pub(super) buffers: Buffers,
     live: Vec<Regs>,
-    relevant: Vec<Regs>,
+    needs: Vec<Needs>,
     /// Where paths meet.
     is_join: Vec<bool>,
     seen: HashMap<(usize, Vec<Return>), Place>,
@@ -137,7 +137,7 @@ impl<'a> Explorer<'a> {
             stacks_hit: Cell::new(false),
             buffers: Buffers::default(),
             live: live::registers(insns),
-            relevant: relevant::registers(insns, env),
+            needs: relevant::needs(insns, env),
             is_join,
             seen: HashMap::new(),
             nodes: Vec::new(),
@@ -250,7 +250,7 @@ impl<'a> Explorer<'a> {
 
     /// The state to go on with, unless all that it may lead to is looked at anyway.
     fn arrive(&mut self, start: usize, mut state: State) -> Step<Option<State>> {
-        state.keep(self.live[start], self.relevant[start]);
+        state.keep(self.live[start], self.needs[start]);
         state.unlink();
         let strict = self.env.strict;
         // A helper calls a function nobody knows how often.
@@ -294,7 +294,7 @@ impl<'a> Explorer<'a> {
         match &mut place.joined {
             Some(joined) => {
                 place.joins += 1;
-                joined.join(&state, place.joins > JOINS);
+                joined.join(&state, place.joins > JOINS, strict);
             }
             None => place.joined = Some(state.clone()),
         }

@@ -1,14 +1,14 @@
-//! Which numbers matter to whether a program is safe. Paths that differ in others alone are the same, so that
-//! a loop which counts something comes to an end soon.
+//! What a path still needs of the numbers it has, and of the function's frame. Paths that differ in other things alone are the
+//! same, so that a loop which counts something comes to an end soon.
 //!
 //! The kernel finds out looking back from where a number has mattered; here it is looked up beforehand. A number matters that
 //! moves or is an address, decides a jump, is an argument that a helper's prototype asks something of, is a result
-//! that somebody judges, or goes to the stack, from where it may come back.
+//! that somebody judges, or goes to a place on the stack from where one that matters is loaded.
 
 use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, mode, pseudo};
 
 use super::Environment;
-use super::live::{Regs, after, bit, effect};
+use super::live::{Regs, bit, effect};
 use super::proto::{Arg, proto};
 use super::structure::{function_target, is_exit, len, successors};
 use crate::prog_type::AttachType;
@@ -16,46 +16,90 @@ use crate::prog_type::AttachType;
 const ARGS: Regs = 0b11_1110;
 const CALLER_SAVED: Regs = 0b11_1111;
 
-/// The registers of which the number matters, on entry to each instruction.
+/// What is needed on entry to an instruction.
+#[derive(Copy, Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct Needs {
+    /// Registers of which the number matters.
+    pub(super) regs: Regs,
+    /// Eight bytes each of the function's frame, the topmost in the lowest bit, that may be read before they are overwritten.
+    pub(super) slots: u64,
+    /// Those from which a number that matters may be read.
+    pub(super) numbers: u64,
+}
+
+impl Needs {
+    fn or(self, other: Self) -> Self {
+        Self {
+            regs: self.regs | other.regs,
+            slots: self.slots | other.slots,
+            numbers: self.numbers | other.numbers,
+        }
+    }
+
+    fn reading(self, slots: u64, is_number_needed: bool) -> Self {
+        let numbers = if is_number_needed { slots } else { 0 };
+        self.or(Self { slots, numbers, ..Self::default() })
+    }
+}
+
+/// The slots of a frame that `size` bytes from `at` on are in, counted from its top; all of them, if that is outside.
+pub(super) fn slots(at: i64, size: i64) -> u64 {
+    let (first, last) = (at, at + size - 1);
+    if first < -512 || last >= 0 {
+        return u64::MAX;
+    }
+    let bit = |at: i64| ((-at - 1) / 8) as u32;
+    (bit(last)..=bit(first)).fold(0, |slots, bit| slots | 1 << bit)
+}
+
+/// What is needed on entry to each instruction.
 ///
 /// # Kernel
-/// `mark_chain_precision`
-pub(super) fn registers(insns: &[Insn], env: &Environment<'_>) -> Vec<Regs> {
+/// `mark_chain_precision`, `bpf_stack_liveness_init`
+pub(super) fn needs(insns: &[Insn], env: &Environment<'_>) -> Vec<Needs> {
     let on_stack = stack_pointers(insns);
     let main_end =
         insns.iter().enumerate().filter_map(|(at, insn)| function_target(at, *insn)).min();
     let is_judged = |at: usize| {
         env.attach_type == AttachType::TRACE_ITER || main_end.is_some_and(|end| at as i64 >= end)
     };
-    let mut relevant = vec![0; insns.len()];
+    let mut needs = vec![Needs::default(); insns.len()];
     loop {
         let mut changed = false;
         for at in (0..insns.len()).rev() {
             let insn = insns[at];
-            let later = after(&relevant, at, insn);
+            let later = successors(at, insn)
+                .filter_map(|at| needs.get(at).copied())
+                .fold(Needs::default(), Needs::or);
             let before = match insn.class() {
-                class::ALU | class::ALU64 => alu_operands(insn, later),
-                class::LDX => later & !bit(insn.dst) | bit(insn.src),
-                class::ST => later | bit(insn.dst),
-                class::STX => store_operands(insn, later, on_stack[at]),
-                _ if is_exit(insn) => {
-                    if is_judged(at) {
-                        bit(Reg::R0)
-                    } else {
-                        0
-                    }
+                class::ALU | class::ALU64 => {
+                    Needs { regs: alu_operands(insn, later.regs), ..later }
                 }
-                _ if insn.is_helper_call() => later & !CALLER_SAVED | arguments(insn.imm as u32),
+                class::LDX | class::ST | class::STX => memory(insn, later, on_stack[at]),
+                _ if is_exit(insn) => {
+                    let regs = if is_judged(at) { bit(Reg::R0) } else { 0 };
+                    Needs { regs, ..Needs::default() }
+                }
+                _ if insn.is_helper_call() || insn.is_pseudo_call() => {
+                    let args = match insn.is_helper_call() {
+                        true => arguments(insn.imm as u32),
+                        false => ARGS,
+                    };
+                    let regs = later.regs & !CALLER_SAVED | args;
+                    // Who is told of a place in the frame may read all of it.
+                    let reached = if on_stack[at] & ARGS == 0 { 0 } else { u64::MAX };
+                    Needs { regs, ..later }.reading(reached, true)
+                }
                 _ => {
                     let (read, written) = effect(insn);
-                    later & !written | read
+                    Needs { regs: later.regs & !written | read, ..later }
                 }
             };
-            changed |= before != relevant[at];
-            relevant[at] = before;
+            changed |= before != needs[at];
+            needs[at] = before;
         }
         if !changed {
-            return relevant;
+            return needs;
         }
     }
 }
@@ -69,13 +113,35 @@ fn alu_operands(insn: Insn, later: Regs) -> Regs {
     }
 }
 
-fn store_operands(insn: Insn, later: Regs, on_stack: Regs) -> Regs {
-    let is_load = insn.mode() == mode::ATOMIC && insn.imm == atomic::LOAD_ACQ;
+/// A load, a store or an atomic operation. `on_stack` has the registers that may lead to the stack.
+fn memory(insn: Insn, later: Needs, on_stack: Regs) -> Needs {
+    let is_atomic = insn.class() == class::STX && insn.mode() == mode::ATOMIC;
+    let is_load = insn.class() == class::LDX || is_atomic && insn.imm == atomic::LOAD_ACQ;
+    let base = if is_load { insn.src } else { insn.dst };
+    let size = i64::from(insn.size_bytes());
+    let reached = match base {
+        Reg::R10 => slots(insn.off.into(), size),
+        base if on_stack & bit(base) != 0 => u64::MAX,
+        _ => 0,
+    };
     if is_load {
-        return later & !bit(insn.dst) | bit(insn.src);
+        let regs = later.regs & !bit(insn.dst) | bit(base);
+        return Needs { regs, ..later }.reading(reached, later.regs & bit(insn.dst) != 0);
     }
-    let stored = if on_stack & bit(insn.dst) != 0 { bit(insn.src) | bit(Reg::R0) } else { 0 };
-    later | bit(insn.dst) | stored
+    let stored = match insn.class() {
+        _ if reached & later.numbers == 0 && !is_atomic => 0,
+        class::STX if reached != 0 => bit(insn.src) | bit(Reg::R0),
+        _ => 0,
+    };
+    let needs = Needs { regs: later.regs | bit(base) | stored, ..later };
+    match base {
+        _ if is_atomic => needs.reading(reached, true),
+        // All of one slot.
+        Reg::R10 if size == 8 && insn.off % 8 == 0 && reached != u64::MAX => {
+            Needs { slots: needs.slots & !reached, numbers: needs.numbers & !reached, ..needs }
+        }
+        _ => needs,
+    }
 }
 
 /// The arguments of which a helper's prototype asks something.

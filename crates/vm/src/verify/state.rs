@@ -6,6 +6,7 @@ use bpfarray_core::insn::{Reg, alu};
 
 use super::live::Regs;
 use super::range::Range;
+use super::relevant::{Needs, slots};
 use super::value::{Base, Cover, Pointer, Scalar, Value};
 
 /// Where a function goes on when it is done.
@@ -63,6 +64,13 @@ pub(super) struct Frame {
 impl Frame {
     fn values(&self) -> impl Iterator<Item = &Value> {
         self.regs.iter().chain(self.stack.iter().map(|slot| &*slot.value))
+    }
+
+    /// Puts a slot where others were, or parts of them.
+    fn put(&mut self, slot: Slot) {
+        self.stack.retain(|other| !other.overlaps(slot.at, slot.size));
+        let place = self.stack.partition_point(|other| other.at < slot.at);
+        self.stack.insert(place, slot);
     }
 }
 
@@ -133,18 +141,25 @@ impl State {
         self.frames.last().map_or(Return::Out, |frame| frame.ret)
     }
 
-    /// Forgets registers of the innermost function that are not read again, and numbers on which nothing depends.
-    pub(super) fn keep(&mut self, live: Regs, relevant: Regs) {
+    /// Forgets what the innermost function does not read again, and its numbers on which nothing depends.
+    pub(super) fn keep(&mut self, live: Regs, needs: Needs) {
         let kept = |reg: usize, value: Value| match value {
             _ if live & 1 << reg == 0 => Value::Unreadable,
-            Value::Number(_) if relevant & 1 << reg == 0 => Value::UNKNOWN,
+            Value::Number(_) if needs.regs & 1 << reg == 0 => Value::UNKNOWN,
             value => value,
         };
-        let changes =
-            |frame: &Rc<Frame>| (0..11).any(|reg| kept(reg, frame.regs[reg]) != frame.regs[reg]);
+        let is_kept = |slot: &Slot| {
+            let needed = if slot.value.is_pointer() { needs.slots } else { needs.numbers };
+            slots(slot.at, slot.size) & needed != 0
+        };
+        let changes = |frame: &Rc<Frame>| {
+            (0..11).any(|reg| kept(reg, frame.regs[reg]) != frame.regs[reg])
+                || !frame.stack.iter().all(is_kept)
+        };
         if self.frames.last().is_some_and(changes) {
-            let regs = &mut self.top().regs;
+            let Frame { regs, stack, .. } = self.top();
             (0..11).for_each(|reg| regs[reg] = kept(reg, regs[reg]));
+            stack.retain(is_kept);
         }
     }
 
@@ -287,14 +302,12 @@ impl State {
 
     /// Puts a value into a frame. As in the kernel, what is not at the start of eight bytes is known only if it is 0.
     pub(super) fn store(&mut self, frame: usize, slot: Slot) {
-        self.overwrite(frame, slot.at, slot.size);
-        if (slot.at % 8 == 0 || slot.value.is_null())
-            && *slot.value != Value::UNKNOWN
-            && let Some(frame) = self.frames.get_mut(frame)
-        {
-            let stack = &mut Rc::make_mut(frame).stack;
-            let place = stack.partition_point(|other| other.at < slot.at);
-            stack.insert(place, slot);
+        let is_known = slot.at % 8 == 0 || slot.value.is_null();
+        if !is_known || *slot.value == Value::UNKNOWN {
+            return self.overwrite(frame, slot.at, slot.size);
+        }
+        if let Some(frame) = self.frames.get_mut(frame) {
+            Rc::make_mut(frame).put(slot);
         }
     }
 
@@ -320,8 +333,8 @@ impl State {
             })
     }
 
-    /// Covers `other`, too, from now on.
-    pub(super) fn join(&mut self, other: &Self, widen: bool) {
+    /// Covers `other`, too, from now on. In strict mode, a place where only one of them has an address is not read any more.
+    pub(super) fn join(&mut self, other: &Self, widen: bool, strict: bool) {
         for (mine, theirs) in self.frames.iter_mut().zip(&other.frames) {
             if Rc::ptr_eq(mine, theirs) {
                 continue;
@@ -330,11 +343,21 @@ impl State {
             for (a, b) in mine.regs.iter_mut().zip(&theirs.regs) {
                 *a = a.join(*b, widen);
             }
+            let is_odd = |slot: &&Slot| strict && slot.value.is_pointer();
+            let odd = theirs.stack.iter().filter(is_odd);
+            let odd: Vec<Slot> =
+                odd.filter(|slot| slot.same(&mine.stack).is_none()).cloned().collect();
             mine.stack.retain_mut(|slot| {
-                let Some(other) = slot.same(&theirs.stack) else { return false };
-                slot.rewrite(|value| value.join(*other.value, widen));
+                match slot.same(&theirs.stack) {
+                    Some(other) => slot.rewrite(|value| value.join(*other.value, widen)),
+                    None if is_odd(&&*slot) => slot.value = Rc::new(Value::Unreadable),
+                    None => return false,
+                }
                 *slot.value != Value::UNKNOWN
             });
+            for slot in odd {
+                mine.put(Slot { value: Rc::new(Value::Unreadable), ..slot });
+            }
         }
     }
 }
