@@ -130,9 +130,8 @@ impl Explorer<'_> {
                     None => Value::range(range),
                 });
             }
-            // The kernel gives up on quotients.
-            _ if self.env.strict && matches!(op, alu::DIV | alu::MOD) => {
-                return Ok(Value::range(Range::bytes(if is_64 { 8 } else { 4 })));
+            _ if self.env.strict && is_given_up(op, is_64, b.number()) => {
+                return Ok(Value::UNKNOWN);
             }
             _ => {
                 return Ok(Value::range(Range::alu(op, is_64, insn.off, a.number(), b.number())));
@@ -214,6 +213,20 @@ impl Explorer<'_> {
             return self.forbid(|| far(format!("offset {lo}"))).map(|()| None);
         }
         Ok(Some(moved))
+    }
+}
+
+/// Whether the kernel knows nothing of the results of an operation, not even of their upper half: of quotients, and of shifts by
+/// what it does not know or is too far.
+///
+/// # Kernel
+/// `is_safe_to_compute_dst_reg_range`
+fn is_given_up(op: u8, is_64: bool, by: Range) -> bool {
+    let bits = if is_64 { 64 } else { 32 };
+    match op {
+        alu::DIV | alu::MOD => true,
+        alu::LSH | alu::RSH | alu::ARSH => by.value().is_none_or(|by| by >= bits),
+        _ => false,
     }
 }
 

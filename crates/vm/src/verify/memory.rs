@@ -84,14 +84,16 @@ impl Explorer<'_> {
             }
             Base::Key if access.write => Err(Rule::KeyWrite(reg)),
             Base::Key => {
-                region(reg, "map value", format!("key_size={KEY} "), KEY, &pointer, off, size)
+                let object = ("map value", format!("key_size={KEY} "));
+                self.region(reg, object, KEY, &pointer, off, size)
             }
             Base::Value(map) => self.reach_value(reg, map, &pointer, off, size, access),
             Base::Buffer { writable } if access.write && !writable => {
                 Err(Rule::ReadOnly { reg, is: self.type_name(value) })
             }
             Base::Memory(len) => {
-                region(reg, "memory", format!("mem_size={len} "), len.into(), &pointer, off, size)
+                let object = ("memory", format!("mem_size={len} "));
+                self.region(reg, object, len.into(), &pointer, off, size)
             }
             Base::Buffer { writable } if self.env.strict => {
                 self.reach_buffer(reg, writable, &pointer, off, size)
@@ -160,14 +162,50 @@ impl Explorer<'_> {
         if !access.write && flags.contains(MapFlags::WRONLY_PROG) {
             return Err(Rule::MapRead(detail(value_size, off + pointer.off, size)));
         }
-        let context = format!("value_size={value_size} ");
-        region(reg, "map value", context, value_size.into(), pointer, off, size)?;
+        let object = ("map value", format!("value_size={value_size} "));
+        self.region(reg, object, value_size.into(), pointer, off, size)?;
         let (lo, hi) = pointer.span();
         match fields.overlapping((lo + off) as u64, (hi - lo + size) as u64) {
             None => Ok(()),
             Some(field) if access.indirect => Err(Rule::SpecialFieldIndirect(field.kind.name())),
             Some(field) => Err(Rule::SpecialField(field.kind.name())),
         }
+    }
+
+    /// Whether bytes are in an object of this name and size.
+    ///
+    /// # Kernel
+    /// `check_mem_region_access`
+    fn region(
+        &self,
+        reg: usize,
+        (what, context): (&'static str, String),
+        len: i64,
+        pointer: &Pointer,
+        off: i64,
+        size: i64,
+    ) -> Result<(), Rule> {
+        let (lo, hi) = pointer.span();
+        let (lo, hi) = (lo.saturating_add(off), hi.saturating_add(off));
+        // Bounds may be as far away as numbers go. The kernel judges by signed ones below and by unsigned ones above.
+        let inside = |start: i64| start >= 0 && start <= len - size;
+        let is_bounded = !self.env.strict || pointer.var.umax < FAR as u64;
+        let outside =
+            |off: i64, side| Rule::Outside { reg, what, context: context.clone(), off, size, side };
+        if inside(lo) && inside(hi) && is_bounded {
+            return Ok(());
+        }
+        if pointer.var.smin < 0 && lo < 0 {
+            return Err(Rule::MinNegative(reg));
+        }
+        if !inside(lo) {
+            let is_fixed = pointer.var.value().is_some();
+            return Err(outside(lo, if is_fixed { "offset" } else { "min value" }));
+        }
+        if hi >= FAR || !is_bounded {
+            return Err(Rule::Unbounded(reg));
+        }
+        Err(outside(hi, "max value"))
     }
 
     /// Remembers how much stack a function uses.
@@ -518,41 +556,4 @@ fn reach_meta(pointer: &Pointer, off: i64, size: i64) -> Result<(), Rule> {
     let Some(off) = place else { return Err(Rule::MetaVariable(pointer.var.bits.to_string())) };
     let is_field = off >= 0 && off <= SIZE - size && off % 8 + size <= 8;
     if is_field && (off >= 8 || size == 8) { Ok(()) } else { Err(Rule::MetaAccess { off, size }) }
-}
-
-/// Whether bytes are in an object of this size.
-///
-/// # Kernel
-/// `check_mem_region_access`
-fn region(
-    reg: usize,
-    what: &'static str,
-    context: String,
-    len: i64,
-    pointer: &Pointer,
-    off: i64,
-    size: i64,
-) -> Result<(), Rule> {
-    let (lo, hi) = pointer.span();
-    let (lo, hi) = (lo.saturating_add(off), hi.saturating_add(off));
-    // Bounds may be as far away as numbers go.
-    let inside = |start: i64| start >= 0 && start <= len - size;
-    let outside =
-        |off: i64, side| Rule::Outside { reg, what, context: context.clone(), off, size, side };
-    if inside(lo) && inside(hi) {
-        return Ok(());
-    }
-    if pointer.var.smin < 0 && lo < 0 {
-        return Err(Rule::MinNegative(reg));
-    }
-    if !inside(lo) {
-        return Err(outside(
-            lo,
-            if pointer.var.value().is_some() { "offset" } else { "min value" },
-        ));
-    }
-    if hi >= FAR {
-        return Err(Rule::Unbounded(reg));
-    }
-    Err(outside(hi, "max value"))
 }
