@@ -50,25 +50,45 @@ pub(crate) fn current_cpu() -> u32 {
 
 #[cfg(all(not(loom), target_env = "gnu", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod rseq {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
 
     /// Offset of `cpu_id` in `struct rseq`.
     const CPU_ID: isize = 4;
 
+    /// Offset of the area from the thread pointer: a multiple of 4, or one of the two numbers below.
+    static OFFSET: AtomicIsize = AtomicIsize::new(UNKNOWN);
+    /// glibc was not asked yet.
+    const UNKNOWN: isize = 1;
+    /// There is no area.
+    const NONE: isize = 2;
+
     /// Reads the CPU number that the kernel keeps up to date for this thread, if it does.
     #[inline]
     pub(super) fn cpu_id() -> Option<u32> {
-        static OFFSET: OnceLock<Option<isize>> = OnceLock::new();
-        let offset = (*OFFSET.get_or_init(area_offset))?;
-        // SAFETY: glibc says that each thread has an rseq area `offset` bytes from its thread
-        // pointer, 4-byte aligned and at least 32 bytes long; only the kernel writes to it.
+        let mut offset = OFFSET.load(Ordering::Relaxed);
+        if offset % 4 != 0 {
+            offset = ask()?;
+        }
+        // SAFETY: a multiple of 4 is what glibc gave. It says that each thread has an rseq area `offset`
+        // bytes from its thread pointer, 4-byte aligned and at least 32 bytes long; only the kernel writes to it.
         let cpu_id = unsafe {
             AtomicU32::from_ptr(thread_pointer().offset(offset + CPU_ID).cast())
                 .load(Ordering::Relaxed)
         };
         // Threads that the kernel refused to register have a negative number there.
         i32::try_from(cpu_id).ok().map(|_| cpu_id)
+    }
+
+    /// Asks glibc where the area is, if nobody did yet.
+    #[cold]
+    fn ask() -> Option<isize> {
+        if OFFSET.load(Ordering::Relaxed) == NONE {
+            return None;
+        }
+        let offset = area_offset().filter(|offset| offset % 4 == 0);
+        // Others that ask at the same time are told the same.
+        OFFSET.store(offset.unwrap_or(NONE), Ordering::Relaxed);
+        offset
     }
 
     fn area_offset() -> Option<isize> {

@@ -60,32 +60,41 @@ impl Lanes {
 
     /// Claims the lane `wanted` or, while that is taken, any other; waits if all are.
     #[inline]
-    pub(crate) fn claim(&self, wanted: u32) -> u32 {
+    fn claim_slot(&self, wanted: u32) -> (u32, &Slot) {
         if let Some(slot) = self.slots.get(wanted as usize)
             && slot.try_claim()
         {
-            return wanted;
+            return (wanted, slot);
         }
         self.claim_any(wanted)
     }
 
+    /// The number alone of what [`Lanes::claim_slot`] claims.
+    #[cfg(test)]
+    pub(crate) fn claim(&self, wanted: u32) -> u32 {
+        self.claim_slot(wanted).0
+    }
+
     /// Claims one lane, which must exist, and waits while it is taken.
-    fn claim_only(&self, lane: u32) {
+    fn claim_only(&self, lane: u32) -> (u32, &Slot) {
+        let slot = &self.slots[lane as usize];
         let mut backoff = Backoff::default();
-        while !self.slots[lane as usize].try_claim() {
+        while !slot.try_claim() {
             backoff.wait();
         }
+        (lane, slot)
     }
 
     #[cold]
-    fn claim_any(&self, wanted: u32) -> u32 {
+    fn claim_any(&self, wanted: u32) -> (u32, &Slot) {
         let count = self.slots.len();
         let mut backoff = Backoff::default();
         loop {
             for step in 0..count {
                 let lane = (wanted as usize % count + step) % count;
-                if self.slots[lane].try_claim() {
-                    return lane as u32;
+                let slot = &self.slots[lane];
+                if slot.try_claim() {
+                    return (lane as u32, slot);
                 }
             }
             backoff.wait();
@@ -93,7 +102,7 @@ impl Lanes {
     }
 
     /// Frees a lane that the caller has claimed.
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn release(&self, lane: u32) {
         self.slots[lane as usize].release();
     }
@@ -141,15 +150,15 @@ impl GracePeriod {
 pub(crate) static LANES: LazyLock<Lanes> = LazyLock::new(|| Lanes::new(possible_cpus()));
 
 /// The lane a thread is in.
-#[derive(Copy, Clone)]
 struct Held {
-    lane: u32,
+    /// The one that it claimed last.
+    lane: Cell<u32>,
     /// How many guards there are; 0 means no lane.
-    depth: u32,
+    depth: Cell<u32>,
 }
 
 thread_local! {
-    static HELD: Cell<Held> = const { Cell::new(Held { lane: 0, depth: 0 }) };
+    static HELD: Held = const { Held { lane: Cell::new(0), depth: Cell::new(0) } };
 }
 
 /// A claim of one CPU's lane, held by this thread until dropped.
@@ -177,35 +186,47 @@ thread_local! {
 #[must_use = "the lane is left when the guard is dropped"]
 pub struct Lane {
     cpu: u32,
+    slot: &'static Slot,
     /// Bound to its thread: neither `Send` nor `Sync`.
     thread: PhantomData<*const ()>,
 }
 
 impl Lane {
     /// Enters the lane of the CPU this thread runs on, or another one if that is taken.
-    #[inline]
+    #[inline(always)]
     pub fn enter() -> Self {
-        let cpu = HELD.with(|held| {
-            let Held { mut lane, depth } = held.get();
-            if depth == 0 {
-                lane = LANES.claim(current_cpu());
-            }
-            held.set(Held { lane, depth: depth + 1 });
-            lane
-        });
-        Self { cpu, thread: PhantomData }
+        match Self::enter_again() {
+            Some(lane) => lane,
+            None => Self::enter_first(LANES.claim_slot(current_cpu())),
+        }
     }
 
     /// Enters the lane of one CPU, and waits while another thread is in it. A thread that is in a lane stays there.
     pub(crate) fn enter_on(cpu: u32) -> Self {
+        Self::enter_again().unwrap_or_else(|| Self::enter_first(LANES.claim_only(cpu)))
+    }
+
+    /// Enters the lane that this thread is in, if it is in one.
+    #[inline(always)]
+    fn enter_again() -> Option<Self> {
+        // Not a part of every place that enters a lane.
+        #[inline(never)]
+        fn again(held: &Held) -> Lane {
+            held.depth.set(held.depth.get() + 1);
+            let cpu = held.lane.get();
+            Lane { cpu, slot: &LANES.slots[cpu as usize], thread: PhantomData }
+        }
+        HELD.with(|held| (held.depth.get() != 0).then(|| again(held)))
+    }
+
+    /// Enters a lane that was just claimed for this thread, which is in no other.
+    #[inline(always)]
+    fn enter_first((cpu, slot): (u32, &'static Slot)) -> Self {
         HELD.with(|held| {
-            if held.get().depth == 0 {
-                LANES.claim_only(cpu);
-                held.set(Held { lane: cpu, depth: 1 });
-                return Self { cpu, thread: PhantomData };
-            }
-            Self::enter()
-        })
+            held.lane.set(cpu);
+            held.depth.set(1);
+        });
+        Self { cpu, slot, thread: PhantomData }
     }
 
     /// The CPU whose values belong to this lane, less than [`possible_cpus`].
@@ -223,11 +244,11 @@ impl Drop for Lane {
     #[inline]
     fn drop(&mut self) {
         HELD.with(|held| {
-            let Held { lane, depth } = held.get();
+            let depth = held.depth.get();
             if depth == 1 {
-                LANES.release(lane);
+                self.slot.release();
             }
-            held.set(Held { lane, depth: depth - 1 });
+            held.depth.set(depth - 1);
         });
     }
 }
@@ -262,7 +283,7 @@ pub fn synchronize() -> Result<(), InLane> {
 
 /// Refuses to wait for the lane this thread is in.
 pub(crate) fn outside_lanes() -> Result<(), InLane> {
-    if HELD.with(|held| held.get().depth) == 0 { Ok(()) } else { Err(InLane) }
+    if HELD.with(|held| held.depth.get()) == 0 { Ok(()) } else { Err(InLane) }
 }
 
 #[cfg(test)]
