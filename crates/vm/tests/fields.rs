@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpfarray::attr::elem_flags::F_LOCK;
@@ -13,7 +15,7 @@ use bpfarray_core::helper_id;
 use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, pseudo, size};
 use bpfarray_vm::fault::{Fault, FaultKind, HelperError};
 use bpfarray_vm::helper::HelperSet;
-use bpfarray_vm::{Context, LoadOptions, Object, ProgType, Program};
+use bpfarray_vm::{Context, Engine, LoadOptions, Object, ProgType, Program};
 
 const VALUE: Reg = Reg::R6;
 
@@ -313,6 +315,58 @@ fn an_object_that_is_not_put_back_goes_with_the_run() {
     assert_eq!(run(&program(&[&map], &[&none, &xchg(Reg::R8), &end()])), Ok(0));
     rcu::barrier().unwrap();
     assert_eq!(Arc::strong_count(&object), 1);
+}
+
+#[test]
+fn a_panic_of_a_helper_reaches_the_host_and_leaves_nothing_behind() {
+    const HELPER: u32 = 5000;
+    let map = map("holder", 1);
+    let object = Arc::new("session");
+    let fails = Arc::new(AtomicBool::new(true));
+    let mut helpers = HelperSet::linux();
+    helpers.register(HELPER, "host_helper", {
+        let fails = Arc::clone(&fails);
+        move |_, _| match fails.load(Ordering::Relaxed) {
+            true => resume_unwind(Box::new("of the helper")),
+            false => Ok(7),
+        }
+    });
+    // Takes the object out, writes to a stack that is all zeroes, and gives what was there before.
+    let insns = [
+        &value_of(0)[..],
+        &[Insn::mov64_imm(Reg::R8, 0)],
+        &xchg(Reg::R8),
+        &[
+            Insn::ldx_mem(size::DW, Reg::R9, Reg::R10, -8),
+            Insn::st_mem(size::DW, Reg::R10, -8, -1),
+            Insn::mov64_reg(Reg::R1, Reg::R10),
+            Insn::call(HELPER),
+            Insn::mov64_reg(Reg::R0, Reg::R9),
+            Insn::exit(),
+        ],
+    ]
+    .concat();
+    for engine in [Engine::Interp, Engine::default()] {
+        let options = LoadOptions { helpers: helpers.clone(), engine, ..LoadOptions::default() };
+        let maps = std::slice::from_ref(&map);
+        let program = Program::with_options(ProgType::SYSCALL, &insns, maps, &options).unwrap();
+        let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
+        for is_failing in [true, false, true, false] {
+            map.swap_kptr(0, 8, Some(Kptr::new(object.clone()))).unwrap();
+            fails.store(is_failing, Ordering::Relaxed);
+            let run = catch_unwind(AssertUnwindSafe(|| program.run(&mut context)));
+            match run {
+                Ok(outcome) => assert_eq!((outcome.unwrap().r0, is_failing), (0, false)),
+                Err(panic) => {
+                    assert_eq!(panic.downcast_ref::<&str>(), Some(&"of the helper"));
+                    assert!(is_failing);
+                }
+            }
+            // Would be refused to who is in a lane.
+            rcu::barrier().unwrap();
+            assert_eq!(Arc::strong_count(&object), 1, "{engine}");
+        }
+    }
 }
 
 #[test]
