@@ -530,12 +530,14 @@ impl Program {
         Ok(Outcome { r0 })
     }
 
+    #[inline]
     fn check_context(&self, context: &Context) -> Result<(), Fault> {
-        let prog_type = self.prog_type();
-        match context.is_for(prog_type) {
-            true => Ok(()),
-            false => Err(Fault { program: None, insn: 0, kind: FaultKind::ContextType(prog_type) }),
+        #[cold]
+        fn refused(prog_type: ProgType) -> Fault {
+            Fault { program: None, insn: 0, kind: FaultKind::ContextType(prog_type) }
         }
+        let prog_type = self.prog_type();
+        if context.is_for(prog_type) { Ok(()) } else { Err(refused(prog_type)) }
     }
 }
 

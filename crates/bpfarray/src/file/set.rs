@@ -50,6 +50,7 @@ impl SharedLanes {
     }
 
     /// Whether there are none, so that [`SharedLanes::run`] does nothing but run.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.slots.is_empty()
     }

@@ -8,7 +8,7 @@ use bpfarray_core::helper_id;
 
 use super::machine::Machine;
 use super::{Executable, call_back, waiting};
-use crate::fault::{Fault, FaultKind, HelperError};
+use crate::fault::{FaultKind, HelperError};
 
 /// What a run holds. All of it is let go when the run ends, however it ends.
 #[derive(Default)]
@@ -19,6 +19,13 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Whether there is nothing to let go, nor memory to free.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { lock, kptrs } = self;
+        lock.is_none() && kptrs.capacity() == 0
+    }
+
     /// Checks that no lock is held, for what must not happen under one.
     #[inline]
     pub(super) fn check_unlocked(&self, what: &str) -> Result<(), FaultKind> {
@@ -125,9 +132,10 @@ impl<'e> Machine<'e> {
         }
     }
 
-    /// Checks that a function which began with instruction `entry` returns without a lock.
-    pub(crate) fn check_unlocked_at_exit(&self, entry: usize) -> Result<(), Box<Fault>> {
-        self.held.check_unlocked("exit").map_err(|kind| self.fault(entry, kind))
+    /// Whether a lock is held, with which no function may return.
+    #[inline(always)]
+    pub(crate) fn is_locked(&self) -> bool {
+        self.held.lock.is_some()
     }
 }
 

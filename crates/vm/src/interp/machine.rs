@@ -60,7 +60,7 @@ pub struct Machine<'e> {
     tail_calls: u32,
     pub(super) held: Held,
     /// How often the interpreter came to each instruction of what the host runs, where somebody wants to know.
-    pub(super) counts: Option<Vec<u64>>,
+    pub(super) counts: Option<&'e mut Vec<u64>>,
 }
 
 /// What ends a run in generated code, until that has returned.
@@ -86,11 +86,13 @@ pub(crate) mod place {
 }
 
 impl<'e> Machine<'e> {
+    #[inline(always)]
     pub(super) fn new(
         executable: &'e Arc<Executable>,
         context: &'e mut Context,
         lane: &'e Lane,
         stack: &'e mut Stack,
+        counts: Option<&'e mut Vec<u64>>,
     ) -> Self {
         Self {
             running: executable,
@@ -108,8 +110,33 @@ impl<'e> Machine<'e> {
             inner: None,
             tail_calls: 0,
             held: Held::default(),
-            counts: None,
+            counts,
         }
+    }
+
+    /// Whether there is nothing in the machine that has to be let go or freed: it may be forgotten.
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            stopped,
+            inner,
+            held,
+            // The others borrow, or are numbers. Whoever adds a field has to say here what it is.
+            running: _,
+            entered: _,
+            context: _,
+            lane: _,
+            stack: _,
+            counts: _,
+            frames: _,
+            fuel: _,
+            percpu_base: _,
+            read_hit: _,
+            write_hit: _,
+            hint: _,
+            tail_calls: _,
+        } = self;
+        stopped.is_none() && inner.is_none() && held.is_empty()
     }
 
     /// Counts that an instruction is executed.
@@ -468,20 +495,31 @@ impl<'e> Machine<'e> {
         self.enter(entry, args).map_err(HelperError::Callback)
     }
 
+    /// Runs the program from its beginning, and gives its r0.
+    #[inline(always)]
+    pub(super) fn start(&mut self) -> Result<u64, Box<Fault>> {
+        self.enter(0, [self.context.buffer().ctx_addr(), 0, 0, 0, 0])
+    }
+
     /// Runs a function of the running program until it returns, and gives its r0.
-    #[inline]
-    pub(super) fn enter(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Box<Fault>> {
+    #[inline(always)]
+    fn enter(&mut self, entry: usize, args: [u64; 5]) -> Result<u64, Box<Fault>> {
         match &self.running.compiled {
             Some(compiled) => compiled.call(self, entry, args),
-            None => {
-                let depth = self.frames.len();
-                self.exec(entry, args).inspect_err(|_| {
-                    while self.frames.len() > depth {
-                        self.pop();
-                    }
-                })
-            }
+            // Of a copy that only this branch makes, so that the other one needs none in memory.
+            None => self.interpret(entry, &{ args }),
         }
+    }
+
+    /// As [`Machine::enter`], in the interpreter.
+    #[inline(never)]
+    fn interpret(&mut self, entry: usize, args: &[u64; 5]) -> Result<u64, Box<Fault>> {
+        let depth = self.frames.len();
+        self.exec(entry, *args).inspect_err(|_| {
+            while self.frames.len() > depth {
+                self.pop();
+            }
+        })
     }
 
     /// Runs `with` while 4 bytes of the program's memory, at the address it gets, hold `number`.

@@ -113,10 +113,9 @@ impl Executable {
 /// # Kernel
 /// `___bpf_prog_run`
 #[doc(alias = "___bpf_prog_run")]
+#[inline]
 pub(crate) fn run(executable: &Arc<Executable>, context: &mut Context) -> Result<u64, Box<Fault>> {
-    let lane = Lane::enter();
-    let ctx = context.buffer().ctx_addr();
-    run_in(executable, context, &lane, |machine| machine.enter(0, [ctx, 0, 0, 0, 0]))
+    run_in(executable, context, &Lane::enter(), None, None)
 }
 
 /// As [`run`], in the interpreter, and adds to `counts` how often it came to each instruction.
@@ -129,14 +128,7 @@ pub(crate) fn profile(
     counts: &mut Vec<u64>,
 ) -> Result<u64, Box<Fault>> {
     let executable = Arc::new(Executable { compiled: None, ..Executable::clone(executable) });
-    let lane = Lane::enter();
-    let ctx = context.buffer().ctx_addr();
-    run_in(&executable, context, &lane, |machine| {
-        machine.counts = Some(std::mem::take(counts));
-        let result = machine.enter(0, [ctx, 0, 0, 0, 0]);
-        *counts = machine.counts.take().unwrap_or_default();
-        result
-    })
+    run_in(&executable, context, &Lane::enter(), Some(counts), None)
 }
 
 /// Calls a function of a program as a timer does: with a map, a key and the address of a value.
@@ -155,36 +147,70 @@ pub(crate) fn call_back(
     // A context that the function is not given.
     let context = Context::new(ProgType::SYSCALL, &[], None);
     let mut context = context.map_err(|_| fault(FaultKind::NoStack))?;
-    run_in(executable, &mut context, lane, |machine| {
-        let call =
-            |machine: &mut Machine<'_>, key| machine.call(function, [map.addr(), key, value, 0, 0]);
-        machine.lend(index, call).map_err(|error| match error {
-            HelperError::Callback(fault) => fault,
-            error => fault(FaultKind::helper(&"bpf_timer_start".into(), &[0; 5], error)),
-        })
-    })
+    let call = TimerCall { function, map, index, value };
+    run_in(executable, &mut context, lane, None, Some(&call))
+}
+
+/// How a timer calls a function.
+struct TimerCall<'a> {
+    function: u64,
+    map: &'a MapRef,
+    index: u32,
+    value: u64,
 }
 
 /// A fault before anything runs.
+#[cold]
 fn fault(kind: FaultKind) -> Box<Fault> {
     Box::new(Fault { program: None, insn: 0, kind })
 }
 
-#[inline]
+/// Runs a program from its beginning, or only the function that a timer calls.
+#[inline(always)]
 fn run_in(
     executable: &Arc<Executable>,
     context: &mut Context,
     lane: &Lane,
-    with: impl FnOnce(&mut Machine<'_>) -> Result<u64, Box<Fault>>,
+    counts: Option<&mut Vec<u64>>,
+    call: Option<&TimerCall<'_>>,
 ) -> Result<u64, Box<Fault>> {
     let mut stack = context.stack().take().map_err(|_| fault(FaultKind::NoStack))?;
     let result = {
         // A lock that is still held is released with the machine. It is large, and stays where it is made.
-        let mut machine = Machine::new(executable, context, lane, &mut stack);
-        executable.environment.shared.run(lane, || with(&mut machine))
+        let mut machine = Machine::new(executable, context, lane, &mut stack, counts);
+        let result = match executable.environment.shared.is_empty() {
+            true => run_on(&mut machine, call),
+            false => run_with_lanes(&mut machine, call),
+        };
+        if machine.is_empty() {
+            // Takes less time than dropping nothing, part by part.
+            std::mem::forget(machine);
+        }
+        result
     };
     context.stack().put_back(stack);
     result
+}
+
+/// As [`run_on`], in the lanes of the files that the program's maps are in.
+#[inline(never)]
+fn run_with_lanes(
+    machine: &mut Machine<'_>,
+    call: Option<&TimerCall<'_>>,
+) -> Result<u64, Box<Fault>> {
+    let (lane, shared) = (machine.lane(), &machine.environment().shared);
+    shared.run(lane, || run_on(machine, call))
+}
+
+#[inline(always)]
+fn run_on(machine: &mut Machine<'_>, call: Option<&TimerCall<'_>>) -> Result<u64, Box<Fault>> {
+    let Some(&TimerCall { function, map, index, value }) = call else { return machine.start() };
+    let call =
+        |machine: &mut Machine<'_>, key| machine.call(function, [map.addr(), key, value, 0, 0]);
+    machine.lend(index, call).map_err(|error| match error {
+        HelperError::Callback(fault) => fault,
+        error => fault(FaultKind::helper(&"bpf_timer_start".into(), &[0; 5], error)),
+    })
 }
 
 /// Waits a little for a lock that somebody holds, longer from round to round, and gives what that costs.

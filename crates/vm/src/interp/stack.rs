@@ -42,12 +42,13 @@ impl KeptStack {
     ///
     /// # Errors
     /// `ENOMEM`
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&mut self) -> Result<Box<Stack>, Errno> {
-        match self.0.take() {
-            Some(stack) => Ok(stack),
-            None => POOL.with_borrow_mut(Vec::pop).map_or_else(Stack::new, Ok),
+        #[cold]
+        fn first() -> Result<Box<Stack>, Errno> {
+            POOL.with_borrow_mut(Vec::pop).map_or_else(Stack::new, Ok)
         }
+        self.0.take().map_or_else(first, Ok)
     }
 
     /// Keeps the stack for the next run, which finds nothing in it.

@@ -140,7 +140,7 @@ impl Compiled {
     ///
     /// # Panics
     /// With what a helper of the host panicked with.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn call(
         &self,
         machine: &mut Machine<'_>,
@@ -149,19 +149,27 @@ impl Compiled {
     ) -> Result<u64, Box<Fault>> {
         let (mark, running) = (machine.stack.mark(), machine.running);
         machine.stack.reserve().ok_or_else(|| machine.fault(at, FaultKind::CallDepth))?;
-        let r0 = self.enter(machine, at, args);
+        let Some(r0) = self.enter(machine, at, args) else {
+            machine.stack.unwind(mark);
+            return Err(machine.fault(at, FaultKind::PastEnd));
+        };
         machine.stack.unwind(mark);
         if !std::ptr::eq(machine.running, running) {
             machine.run(running);
         }
+        if machine.stopped.is_some() || machine.is_locked() {
+            return Err(Self::ended(machine, at));
+        }
+        Ok(r0)
+    }
+
+    /// Why a function that was entered has no r0 to give.
+    #[cold]
+    fn ended(machine: &mut Machine<'_>, at: usize) -> Box<Fault> {
         match machine.stopped.take() {
-            None => {
-                let r0 = r0.ok_or_else(|| machine.fault(at, FaultKind::PastEnd))?;
-                machine.check_unlocked_at_exit(at)?;
-                Ok(r0)
-            }
-            Some(Stopped::Fault(fault)) => Err(fault),
+            Some(Stopped::Fault(fault)) => fault,
             Some(Stopped::Panic(panic)) => resume_unwind(panic as Box<dyn Any + Send>),
+            None => machine.fault(at, FaultKind::Locked("exit".into())),
         }
     }
 }
