@@ -114,6 +114,8 @@ impl Explorer<'_> {
                 let map = self.map_with_values(state.get(Reg::R1));
                 return Ok(self.element(map, false));
             }
+            // What is called no times is not looked at.
+            helper_id::LOOP if state.get(Reg::R1).number().umax == 0 => {}
             helper_id::FOR_EACH_MAP_ELEM | helper_id::LOOP => {
                 if function(state.get(Reg::R2)).is_some() {
                     // As often as it likes, so a way back here is no endless loop.
@@ -197,6 +199,7 @@ impl Explorer<'_> {
                     if let Base::Stack(frame) = pointer.base {
                         self.use_stack(state, &pointer, 0);
                         let (lo, hi) = pointer.span();
+                        self.scrub(state, frame, lo, hi - lo + len);
                         state.overwrite(frame, lo, hi - lo + len);
                     }
                 }

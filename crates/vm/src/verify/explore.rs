@@ -294,7 +294,12 @@ impl<'a> Explorer<'a> {
         match &mut place.joined {
             Some(joined) => {
                 place.joins += 1;
-                joined.join(&state, place.joins > JOINS, strict);
+                // Addresses with the same reach are told apart by how they are written.
+                let is_new = joined.join(&state, place.joins > JOINS, strict);
+                let holds_more = strict && joined.owned.len() != state.owned.len();
+                if !is_new && !holds_more {
+                    return Ok(None);
+                }
             }
             None => place.joined = Some(state.clone()),
         }

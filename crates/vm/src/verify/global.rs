@@ -30,10 +30,10 @@ pub(crate) enum GlobalArg {
 /// The types of a global function.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Global {
-    name: String,
-    args: Vec<GlobalArg>,
+    pub(super) name: String,
+    pub(super) args: Vec<GlobalArg>,
     /// Whether it returns a number.
-    returns: bool,
+    pub(super) returns: bool,
 }
 
 /// The global functions of a program but the program itself, by their first instruction.
@@ -123,6 +123,12 @@ impl Explorer<'_> {
                         let access = Access { write, indirect: true };
                         self.check_memory((reg, there), i64::from(*size), access, state)
                             .map_err(Kind::Rule)?;
+                    }
+                    if let Base::Stack(frame) = pointer.base {
+                        let (lo, hi) = pointer.span();
+                        let len = hi - lo + i64::from(*size);
+                        self.scrub(state, frame, lo, len);
+                        state.overwrite(frame, lo, len);
                     }
                 }
                 (GlobalArg::Memory(_), _) => {

@@ -435,13 +435,25 @@ impl Explorer<'_> {
                     }
                     _ => Value::UNKNOWN,
                 };
+                self.scrub(state, frame, place + off, size);
                 state.store(frame, Slot { at: place + off, size, value: value.into() });
             }
             (Base::Stack(frame), None) => {
                 let (lo, hi) = pointer.span();
+                self.scrub(state, frame, lo + off, hi - lo + size);
                 state.overwrite(frame, lo + off, hi - lo + size);
             }
             _ => {}
+        }
+    }
+
+    /// In strict mode, what is stored in some of eight bytes takes from the others what was known of them.
+    ///
+    /// # Kernel
+    /// `scrub_spilled_slot`
+    pub(super) fn scrub(&self, state: &mut State, frame: usize, at: i64, size: i64) {
+        if self.env.strict {
+            state.scrub(frame, at, size);
         }
     }
 
@@ -465,6 +477,16 @@ impl Explorer<'_> {
             self.forbid(|| Rule::Atomic { access, reg: reg.index(), is: self.type_name(base) })?;
         }
         let (off, size) = (i64::from(insn.off), i64::from(insn.size_bytes()));
+        let fetched = match insn.imm {
+            atomic::CMPXCHG => Some(Reg::R0),
+            op if read && write && op & atomic::FETCH != 0 => Some(insn.src),
+            _ => None,
+        };
+        if fetched == Some(reg) && base.is_pointer() {
+            // The kernel has put what was read there before it asks whether it can be written.
+            let var = Range::bytes(insn.size_bytes()).bits.to_string();
+            self.forbid(|| Rule::Misaligned { what: "", var, at: 0, off: insn.off, size })?;
+        }
         let mut allowed = true;
         for (asked, access) in [(read, Access::READ), (write, Access::WRITE)] {
             allowed &= !asked || self.check(at, reg, insn.off, base, access, state)?;

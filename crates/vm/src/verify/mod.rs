@@ -18,6 +18,8 @@ mod global;
 mod live;
 mod log;
 mod memory;
+#[cfg(test)]
+mod paths_tests;
 mod proto;
 mod range;
 mod relevant;
@@ -417,7 +419,7 @@ fn explore(
     let mut explorer = Explorer::new(insns, functions, env);
     explorer.log = (level != LogLevel::None).then(|| Log::new(insns, env, level == LogLevel::All));
     let done = explorer.explore().and_then(|()| match env.strict {
-        true => depth::check(insns, functions, &explorer.stack),
+        true => depth::check(insns, functions, &explorer.stack, env.prog_type),
         false => Ok(()),
     });
     let statistics = explorer.statistics();

@@ -149,7 +149,8 @@ impl State {
             value => value,
         };
         let is_kept = |slot: &Slot| {
-            let needed = if slot.value.is_pointer() { needs.slots } else { needs.numbers };
+            let is_number = matches!(*slot.value, Value::Number(_));
+            let needed = if is_number { needs.numbers } else { needs.slots };
             slots(slot.at, slot.size) & needed != 0
         };
         let changes = |frame: &Rc<Frame>| {
@@ -300,6 +301,17 @@ impl State {
         }
     }
 
+    /// Forgets the values in eight bytes of which some are stored to. Zeros that were no register's stay.
+    pub(super) fn scrub(&mut self, frame: usize, at: i64, size: i64) {
+        let (start, end) = (at.div_euclid(8) * 8, at.saturating_add(size + 7).div_euclid(8) * 8);
+        let is_lost = |slot: &Slot| slot.at % 8 == 0 && slot.overlaps(start, end - start);
+        if let Some(frame) = self.frames.get_mut(frame)
+            && frame.stack.iter().any(is_lost)
+        {
+            Rc::make_mut(frame).stack.retain(|slot| !is_lost(slot));
+        }
+    }
+
     /// Puts a value into a frame. As in the kernel, what is not at the start of eight bytes is known only if it is 0.
     pub(super) fn store(&mut self, frame: usize, slot: Slot) {
         let is_known = slot.at % 8 == 0 || slot.value.is_null();
@@ -314,27 +326,40 @@ impl State {
     /// Whether all that `other` may be, this may be, too. Both run the same functions.
     pub(super) fn covers(&self, other: &Self, strict: bool) -> bool {
         let mut cover = Cover::new(strict);
-        if strict
-            && (self.lock.is_some() != other.lock.is_some()
-                || self.owned.len() != other.owned.len())
-        {
-            return false;
-        }
         self.frames.len() == other.frames.len()
             && self.frames.iter().zip(&other.frames).all(|(mine, theirs)| {
                 let known = |slot: &Slot| mine.stack.iter().any(|mine| mine.at == slot.at);
-                let pointers = theirs.stack.iter().filter(|slot| slot.value.is_pointer());
+                let is_odd = |slot: &&Slot| !matches!(*slot.value, Value::Number(_));
+                let odd = theirs.stack.iter().filter(is_odd);
                 mine.regs.iter().zip(&theirs.regs).all(|(a, b)| a.covers(b, &mut cover))
-                    && (!strict || pointers.clone().all(known))
+                    && (!strict || odd.clone().all(known))
                     && mine.stack.iter().all(|slot| match slot.same(&theirs.stack) {
                         Some(other) => slot.value.covers(&other.value, &mut cover),
                         None => *slot.value == Value::Unreadable,
                     })
             })
+            && (!strict || self.holds_the_same(other, &mut cover))
     }
 
-    /// Covers `other`, too, from now on. In strict mode, a place where only one of them has an address is not read any more.
-    pub(super) fn join(&mut self, other: &Self, widen: bool, strict: bool) {
+    /// Whether what is held, of what [`State::covers`] has found to be the same, is the same.
+    ///
+    /// # Kernel
+    /// `refsafe`
+    fn holds_the_same(&self, other: &Self, cover: &mut Cover) -> bool {
+        let mut same = |a: u32, b: u32| (a == 0) == (b == 0) && cover.id(a, b);
+        let locks = match (self.lock, other.lock) {
+            (Some(mine), Some(theirs)) => mine.base == theirs.base && same(mine.id, theirs.id),
+            (mine, theirs) => mine == theirs,
+        };
+        locks
+            && self.owned.len() == other.owned.len()
+            && self.owned.iter().zip(&other.owned).all(|(a, b)| same(*a, *b))
+    }
+
+    /// Covers `other`, too, from now on; tells whether it did not before. In strict mode, a place where only one of them has an
+    /// address is not read any more.
+    pub(super) fn join(&mut self, other: &Self, widen: bool, strict: bool) -> bool {
+        let before = self.clone();
         for (mine, theirs) in self.frames.iter_mut().zip(&other.frames) {
             if Rc::ptr_eq(mine, theirs) {
                 continue;
@@ -343,7 +368,7 @@ impl State {
             for (a, b) in mine.regs.iter_mut().zip(&theirs.regs) {
                 *a = a.join(*b, widen);
             }
-            let is_odd = |slot: &&Slot| strict && slot.value.is_pointer();
+            let is_odd = |slot: &&Slot| strict && !matches!(*slot.value, Value::Number(_));
             let odd = theirs.stack.iter().filter(is_odd);
             let odd: Vec<Slot> =
                 odd.filter(|slot| slot.same(&mine.stack).is_none()).cloned().collect();
@@ -359,5 +384,6 @@ impl State {
                 mine.put(Slot { value: Rc::new(Value::Unreadable), ..slot });
             }
         }
+        *self != before
     }
 }

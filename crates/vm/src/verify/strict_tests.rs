@@ -2,7 +2,7 @@
 
 use bpfarray::{Map, MapRef};
 use bpfarray_core::attr::{MapAttr, MapFlags, MapType};
-use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, jmp, mode, pseudo, size};
+use bpfarray_core::insn::{Insn, Reg, X, alu, atomic, class, jmp, mode, pseudo, size};
 use bpfarray_core::{Errno, helper_id};
 
 use super::{Environment, LogLevel, Refusal, Verified, verify};
@@ -18,7 +18,7 @@ const R10: Reg = Reg::R10;
 const LOOKUP: Insn = Insn::call(helper_id::MAP_LOOKUP_ELEM);
 const EXIT: Insn = Insn::exit();
 
-fn map(map_flags: MapFlags) -> Map {
+pub(super) fn map(map_flags: MapFlags) -> Map {
     let attr = MapAttr {
         map_type: MapType::ARRAY,
         key_size: 4,
@@ -31,7 +31,7 @@ fn map(map_flags: MapFlags) -> Map {
 }
 
 /// ARRAYs of five values of 8 bytes: a plain one, a read-only, a write-only; and a frozen read-only one.
-fn maps() -> Vec<MapRef> {
+pub(super) fn maps() -> Vec<MapRef> {
     let flags =
         [MapFlags::empty(), MapFlags::RDONLY_PROG, MapFlags::WRONLY_PROG, MapFlags::RDONLY_PROG];
     let maps = flags.map(map);
@@ -39,34 +39,38 @@ fn maps() -> Vec<MapRef> {
     maps.iter().map(Map::to_ref).collect()
 }
 
-fn judge(prog_type: ProgType, insns: &[Insn], log: LogLevel) -> Result<Verified, Refusal> {
+pub(super) fn judge(
+    prog_type: ProgType,
+    insns: &[Insn],
+    log: LogLevel,
+) -> Result<Verified, Refusal> {
     let (maps, helpers) = (maps(), HelperSet::linux());
     let env = Environment { strict: true, log, ..Environment::new(prog_type, &maps, &helpers) };
     verify(insns.to_vec(), &env)
 }
 
 /// The errno and the last words but the statistics.
-fn refusal(insns: &[Insn]) -> (Errno, String) {
+pub(super) fn refusal(insns: &[Insn]) -> (Errno, String) {
     let Err(refusal) = judge(ProgType::XDP, insns, LogLevel::None) else { panic!("accepted") };
     (refusal.error.errno(), refusal.error.kind.to_string())
 }
 
-fn assert_refused(errno: Errno, words: &str, insns: &[Insn]) {
+pub(super) fn assert_refused(errno: Errno, words: &str, insns: &[Insn]) {
     assert_eq!(refusal(insns), (errno, words.to_owned()));
 }
 
-fn assert_accepted(insns: &[Insn]) {
+pub(super) fn assert_accepted(insns: &[Insn]) {
     if let Err(refusal) = judge(ProgType::XDP, insns, LogLevel::None) {
         panic!("{}\n{}", refusal.error, refusal.log);
     }
 }
 
-fn map_address(dst: Reg, index: u64) -> [Insn; 2] {
+pub(super) fn map_address(dst: Reg, index: u64) -> [Insn; 2] {
     Insn::ld_imm64(dst, Reg::new(pseudo::MAP_IDX), index)
 }
 
 /// The code before a lookup of a key that is not known, the lookup, and then `rest`.
-fn after_lookup(map: u64, rest: &[Insn]) -> Vec<Insn> {
+pub(super) fn after_lookup(map: u64, rest: &[Insn]) -> Vec<Insn> {
     let [lo, hi] = map_address(R1, map);
     let mut insns = vec![
         Insn::call(helper_id::GET_PRANDOM_U32),
@@ -82,7 +86,7 @@ fn after_lookup(map: u64, rest: &[Insn]) -> Vec<Insn> {
 }
 
 /// The same, with the result tested; `rest` is jumped over where there is no element.
-fn with_value(map: u64, rest: &[Insn]) -> Vec<Insn> {
+pub(super) fn with_value(map: u64, rest: &[Insn]) -> Vec<Insn> {
     let mut all = vec![Insn::jmp_imm(jmp::JEQ, R0, 0, rest.len() as i16)];
     all.extend_from_slice(rest);
     all.extend([Insn::mov64_imm(R0, 0), EXIT]);
@@ -242,6 +246,70 @@ fn calls_fit_the_stack() {
     assert_accepted(&with_frames(-256, -256));
     let words = "combined stack size of 2 calls is 528. Too large";
     assert_refused(Errno::EACCES, words, &with_frames(-256, -264));
+}
+
+#[test]
+fn large_frames_are_apart_where_functions_have_stacks_of_their_own() {
+    let store = |off| Insn::st_mem(size::DW, R10, off, 0);
+    let end = [Insn::mov64_imm(R0, 0), EXIT];
+    let call = Insn::new(class::JMP | jmp::CALL, R0, Reg::new(pseudo::CALL), 0, 2);
+    let calls = [&[store(-64), call][..], &end, &[store(-512)], &end].concat();
+    assert_refused(Errno::EACCES, "combined stack size of 2 calls is 576. Too large", &calls);
+    assert!(judge(ProgType::RAW_TRACEPOINT, &calls, LogLevel::None).is_ok());
+    let shallow = [&[store(-56), call][..], &end, &[store(-512)], &end].concat();
+    assert!(judge(ProgType::RAW_TRACEPOINT, &shallow, LogLevel::None).is_ok());
+}
+
+#[test]
+fn the_kernel_gives_up_on_quotients_and_shifts_by_what_it_does_not_know() {
+    let half = |code, src, imm| Insn::new(class::ALU | code, R2, src, 0, imm);
+    let by_itself = half(alu::RSH | X, R2, 0);
+    for insn in [half(alu::DIV, R0, 3), half(alu::MOD, R0, 3), by_itself] {
+        let moves = [
+            Insn::mov64_imm(R2, 9),
+            Insn::call(helper_id::GET_PRANDOM_U32),
+            Insn::mov64_reg(R2, R0),
+            insn,
+            Insn::new(class::JMP32 | jmp::JGT, R2, R0, 2, 7),
+            Insn::mov64_reg(R3, R10),
+            Insn::alu64_reg(alu::ADD, R3, R2),
+            Insn::mov64_imm(R0, 0),
+            EXIT,
+        ];
+        let words = "math between fp pointer and register with unbounded min value is not allowed";
+        assert_refused(Errno::EINVAL, words, &moves);
+    }
+}
+
+#[test]
+fn what_is_subtracted_from_an_address_leaves_no_upper_bound() {
+    let rest = [
+        Insn::mov64_reg(R6, R0),
+        Insn::call(helper_id::GET_PRANDOM_U32),
+        Insn::jmp_imm(jmp::JGT, R0, 4, 2),
+        Insn::alu64_reg(alu::SUB, R6, R0),
+        Insn::ldx_mem(size::W, R1, R6, 4),
+        Insn::mov64_imm(R0, 0),
+        EXIT,
+    ];
+    let words = "R6 unbounded memory access, make sure to bounds check any such access";
+    assert_refused(Errno::EACCES, words, &with_value(0, &rest));
+}
+
+#[test]
+fn what_is_called_no_times_is_not_looked_at() {
+    let function = |at: i32| Insn::ld_imm64(R2, Reg::new(pseudo::FUNC), u64::from(at as u32));
+    let looped = |times| {
+        let [lo, hi] = function(6);
+        let call = Insn::call(helper_id::LOOP);
+        let (r3, r4) = (Insn::mov64_reg(R3, R10), Insn::mov64_imm(Reg::new(4), 0));
+        let wrong = [Insn::ldx_mem(size::DW, R0, R1, 0), EXIT];
+        let before =
+            [Insn::mov64_imm(R1, times), lo, hi, r3, r4, call, Insn::mov64_imm(R0, 0), EXIT];
+        [&before[..], &wrong].concat()
+    };
+    assert_accepted(&looped(0));
+    assert_refused(Errno::EACCES, "R1 invalid mem access 'scalar'", &looped(1));
 }
 
 #[test]

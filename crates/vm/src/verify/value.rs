@@ -114,7 +114,7 @@ impl Cover {
     }
 
     /// Whether what has the id `old` in the one state can have `new` in the other: what is the same there is so here.
-    fn id(&mut self, old: u32, new: u32) -> bool {
+    pub(super) fn id(&mut self, old: u32, new: u32) -> bool {
         if old == 0 {
             return true;
         }
