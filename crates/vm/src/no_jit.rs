@@ -50,6 +50,10 @@ impl Compiled {
         match *self {}
     }
 
+    pub(crate) fn better(&self, _: impl FnOnce() -> Option<Self>) -> Option<&std::sync::Arc<Self>> {
+        match *self {}
+    }
+
     pub(crate) fn accesses(&self) -> Accesses {
         match *self {}
     }

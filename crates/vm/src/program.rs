@@ -17,7 +17,7 @@ use crate::elf::{LoadError, ProgramCode};
 use crate::engine::{Accesses, Engine};
 use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
-use crate::interp::{self, Code, Environment as RunEnvironment, Executable, run};
+use crate::interp::{self, Code, DEFAULT_FUEL, Environment as RunEnvironment, Executable, run};
 use crate::jit::{self, Compiled};
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
@@ -178,6 +178,8 @@ struct Inner {
     xlated: Xlated,
     /// The engine that was asked for.
     engine: Engine,
+    /// How many instructions a run may take, about.
+    fuel: u64,
     /// Made from the fields above when it is first needed.
     first: OnceLock<Arc<Executable>>,
     /// The same with the best machine code there can be, once that is worth its while.
@@ -292,6 +294,7 @@ impl Program {
             helpers: Arc::clone(helpers),
             xlated,
             engine: mode.engine,
+            fuel: DEFAULT_FUEL,
             first: OnceLock::new(),
             best: OnceLock::new(),
             lines,
@@ -324,6 +327,18 @@ impl Program {
             Some(best) => best,
             None => self.0.early(),
         }
+    }
+
+    /// What runs after a tail call. No better code is made in the middle of a run, which others may wait for: the context is told.
+    pub(crate) fn executable_in_run(&self, context: &mut Context) -> &Arc<Executable> {
+        if let Some(best) = self.0.best.get() {
+            return best;
+        }
+        let first = self.0.first();
+        if first.compiled.as_deref().is_some_and(Compiled::is_hot) {
+            *context.hot() = Some(self.clone());
+        }
+        first
     }
 
     /// The program's name; empty for one made from instructions.
@@ -451,27 +466,25 @@ impl Program {
 
     /// The same program with another bound on a run: it ends after about `fuel` instructions.
     #[must_use]
-    pub fn with_fuel(self, fuel: u64) -> Self {
-        self.with_environment(|environment| environment.clone().with_fuel(fuel))
-    }
-
-    /// The same program, which may touch the values of one more map, whose address it is given.
-    pub(crate) fn with_map(self, map: MapRef) -> Self {
-        let mut program = self.with_environment(|environment| environment.with_map(map.clone()));
-        Arc::make_mut(&mut program.0).maps.push(map);
-        program
-    }
-
-    fn with_environment(mut self, changed: impl Fn(&RunEnvironment) -> RunEnvironment) -> Self {
-        self.0.first();
+    pub fn with_fuel(mut self, fuel: u64) -> Self {
         let inner = Arc::make_mut(&mut self.0);
+        inner.fuel = fuel;
         for made in [&mut inner.first, &mut inner.best] {
             if let Some(executable) = made.take() {
-                let environment = changed(&executable.environment);
+                let environment = executable.environment.clone().with_fuel(fuel);
                 let executable = Executable { environment, ..Executable::clone(&executable) };
                 *made = OnceLock::from(Arc::new(executable));
             }
         }
+        self
+    }
+
+    /// The same program, which may touch the values of one more map, whose address it is given. Its code is its own: what
+    /// is sure to be one of these values is nothing to others.
+    pub(crate) fn with_map(mut self, map: MapRef) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.maps.push(map);
+        (inner.first, inner.best) = (OnceLock::new(), OnceLock::new());
         self
     }
 
@@ -497,8 +510,11 @@ impl Program {
     #[doc(alias = "bpf_prog_run")]
     pub fn run(&self, context: &mut Context) -> Result<Outcome, Fault> {
         self.check_context(context)?;
-        let r0 = run(self.executable(), context).map_err(|fault| *fault)?;
-        Ok(Outcome { r0 })
+        let result = run(self.executable(), context);
+        if let Some(hot) = context.hot().take() {
+            hot.optimise();
+        }
+        Ok(Outcome { r0: result.map_err(|fault| *fault)? })
     }
 
     /// Runs the program once in the interpreter, and adds to a profile how often it executes each of its instructions.
@@ -565,15 +581,12 @@ impl ProgramObject for Program {
 }
 
 impl Inner {
-    /// What runs before the best code is there.
+    /// What runs before the best code is there, unless it is worth making that now.
     #[cold]
     fn early(&self) -> &Arc<Executable> {
         let first = self.first();
-        let is_quick = |code: &Compiled| code.is_quick() && !code.is_hot();
-        match first.compiled.as_deref().is_some_and(is_quick) {
-            true => first,
-            false => self.best(),
-        }
+        let stays = |code: &Compiled| code.is_quick() && !code.is_hot();
+        if first.compiled.as_deref().is_some_and(stays) { first } else { self.best() }
     }
 
     fn first(&self) -> &Arc<Executable> {
@@ -581,6 +594,7 @@ impl Inner {
             let insns = self.xlated.link(&self.maps);
             let code = Code::new(&insns);
             let environment = RunEnvironment::new(&self.name, &self.maps, &self.helpers);
+            let environment = environment.with_fuel(self.fuel);
             let proven = |at| self.xlated.safety(at) == Safety::Proven;
             let compiled = match self.engine {
                 Engine::Interp => None,
@@ -594,15 +608,16 @@ impl Inner {
     fn best(&self) -> &Arc<Executable> {
         self.best.get_or_init(|| {
             let first = self.first();
-            if !first.compiled.as_deref().is_some_and(Compiled::is_quick) {
-                return Arc::clone(first);
-            }
             let Executable { code, environment, .. } = &**first;
-            let proven = |at| self.xlated.safety(at) == Safety::Proven;
-            let insns = self.xlated.link(&self.maps);
-            match jit::compile(&insns, code, environment, &proven).map(Arc::new) {
+            let make = || {
+                let proven = |at| self.xlated.safety(at) == Safety::Proven;
+                let insns = self.xlated.link(&self.maps);
+                jit::compile(&insns, code, environment, &proven)
+            };
+            match first.compiled.as_deref().and_then(|quick| quick.better(make)) {
                 Some(best) => {
-                    Arc::new(Executable { compiled: Some(best), ..Executable::clone(first) })
+                    let compiled = Some(Arc::clone(best));
+                    Arc::new(Executable { compiled, ..Executable::clone(first) })
                 }
                 None => Arc::clone(first),
             }

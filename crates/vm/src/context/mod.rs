@@ -19,6 +19,7 @@ pub(crate) use xdp::Xdp;
 
 use crate::interp::KeptStack;
 use crate::prog_type::ProgType;
+use crate::program::Program;
 
 /// Bytes of an Ethernet header, the shortest packet.
 const ETH_HLEN: usize = 14;
@@ -43,6 +44,8 @@ pub struct Context {
     prog_type: ProgType,
     /// What programs run with that get this context.
     stack: KeptStack,
+    /// A program that was gone to by a tail call, and is worth better code when the run is over.
+    hot: Option<Program>,
 }
 
 #[derive(Debug)]
@@ -158,7 +161,7 @@ impl Context {
             }
         };
         let (buffer, stack) = (buffer.map_err(ContextError::Memory)?, KeptStack::default());
-        let mut context = Self { buffer, kind, prog_type, stack };
+        let mut context = Self { buffer, kind, prog_type, stack, hot: None };
         context.reset(packet, ctx_in)?;
         Ok(context)
     }
@@ -216,7 +219,7 @@ impl Context {
     pub(crate) fn map_elem(map_addr: u64, session: u64, copy_len: usize) -> Result<Self, Errno> {
         let buffer = MapElem::buffer(map_addr, session, copy_len)?;
         let (kind, stack) = (Kind::MapElem(MapElem::default()), KeptStack::default());
-        Ok(Self { buffer, kind, prog_type: ProgType::TRACING, stack })
+        Ok(Self { buffer, kind, prog_type: ProgType::TRACING, stack, hot: None })
     }
 
     /// Puts an element into such a context, the one after `number` others.
@@ -247,6 +250,11 @@ impl Context {
     #[inline]
     pub(crate) fn stack(&mut self) -> &mut KeptStack {
         &mut self.stack
+    }
+
+    #[inline]
+    pub(crate) fn hot(&mut self) -> &mut Option<Program> {
+        &mut self.hot
     }
 
     #[inline]

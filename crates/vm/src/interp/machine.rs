@@ -194,7 +194,7 @@ impl<'e> Machine<'e> {
         let program = target.and_then(|program| program.downcast_ref::<Program>());
         // The owner of a PROG_ARRAY has programs of one engine only.
         let target = program
-            .map(Program::executable)
+            .map(|program| program.executable_in_run(self.context))
             .filter(|target| target.engine() == self.running.engine());
         self.tail_calls += u32::from(target.is_some());
         Ok(target)

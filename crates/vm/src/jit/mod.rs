@@ -21,8 +21,8 @@ use std::any::Any;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::resume_unwind;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, OnceLock};
 
 use bpfarray_core::insn::Insn;
 use cranelift_codegen::Context;
@@ -52,10 +52,16 @@ pub(crate) struct Compiled {
     main: usize,
     accesses: Accesses,
     /// Of code that was made at once.
-    heat: Option<Heat>,
+    quick: Option<Quick>,
     /// What the code has addresses of.
     _helpers: Arc<HelperSet>,
     _literals: Vec<Literals>,
+}
+
+/// Of code that was made at once: how much it has run, and the better code that programs with this code share.
+struct Quick {
+    heat: Heat,
+    better: OnceLock<Option<Arc<Compiled>>>,
 }
 
 /// Compiles a program at once. `None` where that can't be done.
@@ -69,7 +75,8 @@ pub(crate) fn compile_quick(
     let made = quick::compile(insns, code.ops(), &entries, &environment.helpers, proven)?;
     let quick::Made { bytes, functions, accesses, heat } = made;
     let code = Compiled::new(&bytes, functions, environment)?;
-    Some(Compiled { accesses, heat: Some(heat), ..code })
+    let quick = Some(Quick { heat, better: OnceLock::new() });
+    Some(Compiled { accesses, quick, ..code })
 }
 
 /// Compiles a program. `None` where no code can be made: for such a machine, for so long a program, or for lack of
@@ -108,17 +115,26 @@ impl Compiled {
         let main = *functions.get(&0)?;
         let accesses = Accesses::default();
         let (_helpers, _literals) = (Arc::clone(&environment.helpers), Vec::new());
-        Some(Self { entry, memory, functions, main, accesses, heat: None, _helpers, _literals })
+        Some(Self { entry, memory, functions, main, accesses, quick: None, _helpers, _literals })
     }
 
-    /// Whether it was made at once, and has run for so long that better code is worth its while.
-    pub(crate) fn is_hot(&self) -> bool {
-        self.heat.as_ref().is_some_and(Heat::is_enough)
-    }
-
-    /// Whether there can be better code.
+    /// Whether it was made at once.
     pub(crate) fn is_quick(&self) -> bool {
-        self.heat.is_some()
+        self.quick.is_some()
+    }
+
+    /// Whether there is better code than this, or it has run for so long that its caller shall make that: others are told
+    /// when it is there.
+    pub(crate) fn is_hot(&self) -> bool {
+        let is_hot = |quick: &Quick| quick.better.get().is_some() || quick.heat.is_enough();
+        self.quick.as_ref().is_some_and(is_hot)
+    }
+
+    /// Better code, which is made if there is none yet. `None` where it could not be made, or this is the best.
+    pub(crate) fn better(&self, make: impl FnOnce() -> Option<Self>) -> Option<&Arc<Self>> {
+        // A program that runs shall not end because there is a mistake in what would make it faster.
+        let make = || catch_unwind(AssertUnwindSafe(make)).ok().flatten().map(Arc::new);
+        self.quick.as_ref()?.better.get_or_init(make).as_ref()
     }
 
     /// Address of the program's first function.

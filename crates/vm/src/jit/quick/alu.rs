@@ -3,7 +3,7 @@
 use bpfarray_core::insn::{Insn, X, alu, class};
 
 use super::asm::{Arith, Cond, R9, R11, RAX, RCX, RDX, Reg, Shift, Unary, Width, opcode};
-use super::{FIRST, Quick, SECOND, reg};
+use super::{Quick, SCRATCH, SPARE, reg};
 use crate::interp::Op;
 
 impl Quick<'_> {
@@ -72,8 +72,8 @@ impl Quick<'_> {
     /// Divides by what is in r9: by zero, the quotient is 0 and everything remains. The processor takes no such divisor, nor -1 for
     /// the smallest number.
     fn divide(&mut self, width: Width, dst: Reg, remainder: bool, signed: bool) -> Option<()> {
-        self.asm.store(Width::B64, FIRST, RAX);
-        self.asm.store(Width::B64, SECOND, RDX);
+        self.asm.store(Width::B64, SCRATCH, RAX);
+        self.asm.store(Width::B64, SPARE, RDX);
         self.asm.mov(width, RAX, dst);
         let mut done = Vec::new();
         self.asm.op(width, opcode::TEST, R9, R9);
@@ -106,8 +106,8 @@ impl Quick<'_> {
         for jump in done {
             self.asm.land_here(jump)?;
         }
-        self.asm.mov(Width::B64, RAX, FIRST);
-        self.asm.mov(Width::B64, RDX, SECOND);
+        self.asm.mov(Width::B64, RAX, SCRATCH);
+        self.asm.mov(Width::B64, RDX, SPARE);
         self.asm.mov(Width::B64, dst, R11);
         Some(())
     }

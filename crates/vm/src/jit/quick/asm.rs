@@ -113,6 +113,7 @@ pub(super) mod opcode {
     pub(in crate::jit::quick) const MOVSX32: &[u8] = &[0x63];
     pub(in crate::jit::quick) const IMUL: &[u8] = &[0x0f, 0xaf];
     pub(in crate::jit::quick) const TEST: &[u8] = &[0x85];
+    pub(in crate::jit::quick) const CMOVNE: &[u8] = &[0x0f, 0x45];
     pub(in crate::jit::quick) const XADD: &[u8] = &[0x0f, 0xc1];
     pub(in crate::jit::quick) const XCHG: &[u8] = &[0x87];
     pub(in crate::jit::quick) const CMPXCHG: &[u8] = &[0x0f, 0xb1];

@@ -6,7 +6,7 @@ use super::asm::{
 };
 use super::{
     CALLEE_SAVED, CALLER_SAVED, FRAME_POINTER, FRAME_SIZE, HOST_FRAME, LOOPS, MACHINE, MAX_LOOPS,
-    Quick, Reason, SECOND, Stack, place, trampoline,
+    Quick, Reason, SPARE, Stack, place, trampoline,
 };
 use crate::helper::Helper;
 
@@ -15,7 +15,7 @@ const ARGS: [super::Reg; 5] = [RSI, RDX, RCX, R8, R9];
 
 impl Quick<'_> {
     /// Makes a frame of zeroes for the function of these instructions, and puts the registers where they belong.
-    pub(super) fn enter_frame(&mut self, insns: &[usize]) {
+    pub(super) fn enter_frame(&mut self, insns: &[usize]) -> Option<()> {
         let asm = &mut self.asm;
         asm.push(RBP);
         asm.mov(Width::B64, RBP, RSP);
@@ -34,7 +34,7 @@ impl Quick<'_> {
         for (to, from) in [RDI, RSI, RDX, RCX, R8].into_iter().zip(ARGS) {
             asm.mov(Width::B64, to, from);
         }
-        asm.zero(RAX);
+        [RAX, R10].into_iter().for_each(|reg| asm.zero(reg));
         CALLEE_SAVED.into_iter().for_each(|reg| asm.zero(reg));
         self.frame_pointer();
         let is_frame = |index| super::reg(index) == Some(FRAME_POINTER);
@@ -48,8 +48,9 @@ impl Quick<'_> {
             self.asm.arith(Width::B64, Arith::Cmp, dirty, R11);
             let already = self.asm.jump_if(Cond::BELOW_OR_EQUAL);
             self.asm.store(Width::B64, dirty, R11);
-            let _ = self.asm.land_here(already);
+            self.asm.land_here(already)?;
         }
+        Some(())
     }
 
     /// Takes the frame on the host's stack down to the address to return to.
@@ -109,7 +110,7 @@ impl Quick<'_> {
         self.asm.arith_imm(Width::B64, Arith::Sub, low, FRAME_SIZE as i32);
         if self.has_tail_calls {
             self.asm.mov(Width::B64, R9, running);
-            self.asm.store(Width::B64, SECOND, R9);
+            self.asm.store(Width::B64, SPARE, R9);
         }
         self.rust_args();
         let call = self.asm.call();
@@ -127,9 +128,10 @@ impl Quick<'_> {
         Some(())
     }
 
-    /// Makes this program the running one if a callee has left another. The machine's address is in r9, r0 stays.
+    /// Makes this program the running one if a callee has left another. The machine's address, which the caller has just loaded, is in
+    /// r9; r0 stays.
     fn resume(&mut self, running: Operand) -> Option<()> {
-        self.asm.mov(Width::B64, RSI, SECOND);
+        self.asm.mov(Width::B64, RSI, SPARE);
         self.asm.arith(Width::B64, Arith::Cmp, running, RSI);
         let same = self.asm.jump_if(Cond::EQUAL);
         self.asm.mov(Width::B64, RDI, R9);

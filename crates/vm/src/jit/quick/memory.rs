@@ -2,8 +2,10 @@
 
 use bpfarray_core::insn::{Insn, atomic, class, mode};
 
-use super::asm::{Arith, Cond, Operand, R8, R9, R11, RAX, RCX, RDI, RDX, RSI, Reg, Width, opcode};
-use super::{CALLER_SAVED, FIRST, MACHINE, Quick, SECOND, reg};
+use super::asm::{
+    Arith, Cond, Operand, R8, R9, R11, RAX, RCX, RDI, RDX, RSI, Reg, Shift, Width, opcode,
+};
+use super::{CALLER_SAVED, MACHINE, Quick, SCRATCH, SPARE, reg};
 use crate::interp::Op;
 use crate::jit::trampoline::{READS, WRITES};
 
@@ -12,21 +14,27 @@ use crate::jit::trampoline::{READS, WRITES};
 const INSN_SHIFT: u8 = 16;
 
 impl Quick<'_> {
-    /// Emits a function that has an access made, or checked, by the machine. Its answer is in r9; all other registers but r11 stay.
-    pub(super) fn slow_access(&mut self, function: usize) -> Option<usize> {
+    /// Emits a function that has an access made, or checked, by the machine. All registers but r11 stay, and r9, which has the answer or,
+    /// of a check, what it had. Where the machine says no, it is 0 for a processor that goes on before it knows.
+    pub(super) fn slow_access(&mut self, function: usize, is_check: bool) -> Option<usize> {
         let place = self.asm.len();
         CALLER_SAVED.into_iter().for_each(|reg| self.asm.push(reg));
         self.asm.mov(Width::B64, RDI, MACHINE);
         self.asm.mov(Width::B64, RSI, R9);
         self.asm.op(Width::B32, opcode::MOVZX16, RDX, R11);
-        self.asm.shift_imm(Width::B64, super::asm::Shift::Right, R11, INSN_SHIFT);
+        self.asm.shift_imm(Width::B64, Shift::Right, R11, INSN_SHIFT);
         self.asm.mov(Width::B64, RCX, R11);
-        self.asm.mov(Width::B64, R8, FIRST);
+        self.asm.mov(Width::B64, R8, SCRATCH);
+        self.asm.store(Width::B64, SPARE, R9);
         self.call_rust(function);
-        self.asm.mov(Width::B64, R9, RAX);
+        self.asm.mov(Width::B64, R9, if is_check { SPARE } else { RAX.into() });
         self.asm.mov(Width::B64, R11, RDX);
         CALLER_SAVED.into_iter().rev().for_each(|reg| self.asm.pop(reg));
-        self.unless_stopped(R11)?;
+        self.asm.op(Width::B64, opcode::TEST, R11, R11);
+        self.asm.mov_imm(R11, 0);
+        self.asm.op(Width::B64, opcode::CMOVNE, R9, R11);
+        let fail = self.asm.jump_if(Cond::NOT_EQUAL);
+        self.asm.land(fail, self.shared.fail)?;
         self.asm.ret();
         Some(place)
     }
@@ -69,7 +77,7 @@ impl Quick<'_> {
             }
             _ => {
                 let to = Operand::Mem(dst, op.off.into());
-                let (to, slowly) = if is_proven { (to, false) } else { (FIRST, true) };
+                let (to, slowly) = if is_proven { (to, false) } else { (SCRATCH, true) };
                 let width = if slowly { Width::B64 } else { width };
                 match insn.class() {
                     class::ST => self.asm.store_imm(width, to, op.imm as i32),
@@ -118,7 +126,6 @@ impl Quick<'_> {
             self.asm.jump_if(Cond::EQUAL)
         });
         self.call_slow(self.shared.check, at, u64::from(size) | directions)?;
-        self.asm.op(Width::B64, opcode::LEA, R9, from);
         if let Some(aligned) = aligned {
             self.asm.land_here(aligned)?;
         }
@@ -167,18 +174,18 @@ impl Quick<'_> {
     /// Changes what is at the address in r9 as soon as nobody else does, and gives what was there.
     fn fetch(&mut self, width: Width, what: Arith, src: Reg) -> Option<()> {
         let place = Operand::Mem(R9, 0);
-        self.asm.store(Width::B64, FIRST, src);
-        self.asm.store(Width::B64, SECOND, RAX);
+        self.asm.store(Width::B64, SCRATCH, src);
+        self.asm.store(Width::B64, SPARE, RAX);
         self.asm.mov(width, RAX, place);
         let again = self.asm.len();
-        self.asm.mov(width, R11, FIRST);
+        self.asm.mov(width, R11, SCRATCH);
         self.asm.arith(width, what, R11.into(), RAX);
         self.asm.lock();
         self.asm.op(width, opcode::CMPXCHG, R11, place);
         let retry = self.asm.jump_if(Cond::NOT_EQUAL);
         self.asm.land(retry, again)?;
         self.asm.mov(width, R11, RAX);
-        self.asm.mov(Width::B64, RAX, SECOND);
+        self.asm.mov(Width::B64, RAX, SPARE);
         self.asm.mov(Width::B64, src, R11);
         Some(())
     }

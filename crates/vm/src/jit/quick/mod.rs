@@ -11,7 +11,7 @@ mod memory;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bpfarray_core::insn::{Insn, class, jmp};
 
@@ -35,38 +35,48 @@ const FRAME_POINTER: Reg = R12;
 
 /// What functions leave as they found it besides rbp. It is kept below rbp, in this order.
 const CALLEE_SAVED: [Reg; 5] = [RBX, R12, R13, R14, R15];
-/// Below that: the machine, how often `may_goto` stays in its loop, and two places of the templates.
+/// Below that: the machine, how often `may_goto` stays in its loop, and two places of the templates. The second one has the running
+/// program while a function is called.
 const MACHINE: Operand = Operand::Mem(RBP, -48);
 const LOOPS: Operand = Operand::Mem(RBP, -56);
-const FIRST: Operand = Operand::Mem(RBP, -64);
-const SECOND: Operand = Operand::Mem(RBP, -72);
+const SCRATCH: Operand = Operand::Mem(RBP, -64);
+const SPARE: Operand = Operand::Mem(RBP, -72);
 /// Bytes below [`CALLEE_SAVED`]; with them, a multiple of 16.
 const HOST_FRAME: i32 = 40;
+/// Where nothing is.
+const NOWHERE: usize = usize::MAX;
 
-/// About how many instructions a program has executed in code that was made at once.
+/// About how many instructions a program has executed in code that was made at once, whoever ran it.
 #[derive(Debug)]
 pub(super) struct Heat {
-    spent: Box<AtomicU64>,
+    spent: Box<Spent>,
     enough: u64,
+    is_claimed: AtomicBool,
 }
 
+/// A number that many write to, away from what they read.
+#[derive(Default, Debug)]
+#[repr(align(64))]
+struct Spent(AtomicU64);
+
 impl Heat {
-    /// As often as this a program runs before better code is made: Cranelift takes some thousand times as long for an
-    /// instruction as the instruction takes.
-    const RUNS: u64 = 4096;
+    /// So many instructions are executed for each that the program has before better code is made: Cranelift takes some thousand
+    /// times as long for an instruction as the instruction takes.
+    const FOR_EACH: u64 = 4096;
 
     fn new(insns: usize) -> Self {
-        Self { spent: Box::default(), enough: insns as u64 * Self::RUNS }
+        let enough = insns as u64 * Self::FOR_EACH;
+        Self { spent: Box::default(), enough, is_claimed: AtomicBool::new(false) }
     }
 
     fn addr(&self) -> u64 {
-        self.spent.as_ptr().expose_provenance() as u64
+        self.spent.0.as_ptr().expose_provenance() as u64
     }
 
-    /// Whether better code is worth its while. Says so to one who asks, and then not for long to others.
+    /// Whether better code is worth its while. Says so once: who is told makes it, and others need not wait.
     pub(super) fn is_enough(&self) -> bool {
-        self.spent.load(Ordering::Relaxed) >= self.enough
-            && self.spent.swap(0, Ordering::Relaxed) >= self.enough
+        self.spent.0.load(Ordering::Relaxed) >= self.enough
+            && !self.is_claimed.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -103,14 +113,15 @@ pub(super) fn compile(
         has_tail_calls: ops.iter().any(|op| op.code == OpCode::TailCall),
         asm: Asm::default(),
         shared: Shared::default(),
+        seen: vec![false; ops.len()],
+        places: vec![NOWHERE; ops.len()],
         accesses: Accesses::default(),
         calls: Vec::new(),
         entry: 0,
-        places: Vec::new(),
         jumps: Vec::new(),
         empty: Vec::new(),
     };
-    quick.shared()?;
+    quick.shared_code()?;
     let mut functions = BTreeMap::new();
     let mut wanted = entries.to_vec();
     wanted.push(0);
@@ -162,8 +173,10 @@ struct Quick<'a> {
     calls: Vec<(Jump, usize)>,
     /// First instruction of the function that is being compiled.
     entry: usize,
-    /// Where its instructions are, if they are there yet.
-    places: Vec<Option<usize>>,
+    /// Where its instructions are, if they are there yet; of others, [`NOWHERE`].
+    places: Vec<usize>,
+    /// Whether a path to an instruction is known. Nothing, between two functions.
+    seen: Vec<bool>,
     /// Its jumps to instructions.
     jumps: Vec<(Jump, usize)>,
     /// Where it jumps when there is no fuel for an instruction.
@@ -171,7 +184,7 @@ struct Quick<'a> {
 }
 
 impl Quick<'_> {
-    fn shared(&mut self) -> Option<()> {
+    fn shared_code(&mut self) -> Option<()> {
         self.shared.fault = self.asm.len();
         self.asm.mov(Width::B64, RDI, MACHINE);
         self.call_rust(trampoline::fault as *const () as usize);
@@ -181,49 +194,48 @@ impl Quick<'_> {
         self.shared.leave = self.asm.len();
         self.leave_frame();
         self.asm.ret();
-        self.shared.load = self.slow_access(trampoline::load as *const () as usize)?;
-        self.shared.store = self.slow_access(trampoline::store as *const () as usize)?;
-        self.shared.check = self.slow_access(trampoline::check as *const () as usize)?;
+        self.shared.load = self.slow_access(trampoline::load as *const () as usize, false)?;
+        self.shared.store = self.slow_access(trampoline::store as *const () as usize, false)?;
+        self.shared.check = self.slow_access(trampoline::check as *const () as usize, true)?;
         Some(())
     }
 
     fn function(&mut self, entry: usize) -> Option<()> {
         let reached = self.reached(entry);
         self.entry = entry;
-        self.places.clear();
-        self.places.resize(self.ops.len(), None);
-        self.enter_frame(&reached);
+        self.enter_frame(&reached)?;
         if reached.first() != Some(&entry) {
             self.jump_to(entry);
         }
         let mut at = reached.iter().copied().peekable();
         while let Some(insn) = at.next() {
-            self.places[insn] = Some(self.asm.len());
+            self.places[insn] = self.asm.len();
             let next = self.insn(insn)?;
             if let Some(next) = next.filter(|next| at.peek() != Some(next)) {
                 self.jump_to(next);
             }
         }
         for (jump, target) in std::mem::take(&mut self.jumps) {
-            let place = (*self.places.get(target)?)?;
-            self.asm.land(jump, place)?;
+            let place = self.places.get(target).copied().filter(|place| *place != NOWHERE);
+            self.asm.land(jump, place?)?;
         }
         for (jump, at) in std::mem::take(&mut self.empty) {
             self.asm.land_here(jump)?;
             self.fault(at, Reason::OutOfFuel, 0)?;
         }
+        reached.into_iter().for_each(|at| self.places[at] = NOWHERE);
         Some(())
     }
 
     /// Instructions to which there is a path from the function's first one, ascending.
-    fn reached(&self, entry: usize) -> Vec<usize> {
-        let mut seen = vec![false; self.ops.len()];
-        let mut pending = vec![entry];
+    fn reached(&mut self, entry: usize) -> Vec<usize> {
+        let (mut reached, mut pending) = (Vec::new(), vec![entry]);
         while let Some(at) = pending.pop() {
             let Some(op) = self.ops.get(at) else { continue };
-            if std::mem::replace(&mut seen[at], true) {
+            if std::mem::replace(&mut self.seen[at], true) {
                 continue;
             }
+            reached.push(at);
             if op.is_jump() {
                 pending.push(op.target as usize);
             }
@@ -233,7 +245,9 @@ impl Quick<'_> {
                 _ => pending.push(at + 1),
             }
         }
-        (0..seen.len()).filter(|at| seen[*at]).collect()
+        reached.iter().for_each(|at| self.seen[*at] = false);
+        reached.sort_unstable();
+        reached
     }
 
     /// Emits an instruction. Gives the one that may follow it.
