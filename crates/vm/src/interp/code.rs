@@ -125,12 +125,12 @@ impl Code {
         &self.ops
     }
 
-    /// The first instruction of the function that has this address, if it is one the program took.
     /// First instructions of functions that may be called back.
     pub(crate) fn entries(&self) -> impl Iterator<Item = usize> {
         self.entries.iter().copied()
     }
 
+    /// The first instruction of the function that has this address, if it is one the program took.
     pub(crate) fn function(&self, addr: u64) -> Option<usize> {
         let at = usize::try_from(addr.checked_sub(FUNCTION_BASE)?).ok()?;
         self.entries.contains(&at).then_some(at)

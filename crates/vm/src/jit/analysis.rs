@@ -27,17 +27,37 @@ pub(super) struct Subject<'a> {
     pub(super) entry: usize,
     pub(super) regions: &'a Regions,
     pub(super) helpers: &'a HelperSet,
-    /// Whether functions are called back, with addresses that came by ways nobody follows.
-    pub(super) has_callbacks: bool,
+    pub(super) shape: &'a Shape,
     /// Accesses that the verifier has proved.
     pub(super) proven: &'a dyn Fn(usize) -> bool,
+}
+
+/// What there is in a program, which all its functions go by.
+pub(super) struct Shape {
+    /// Where jumps may go.
+    joins: BTreeSet<usize>,
+    /// Whether functions are called back, with addresses that came by ways nobody follows.
+    pub(super) has_callbacks: bool,
+    /// Whether functions may end in another program.
+    pub(super) has_tail_calls: bool,
+    /// Whether a function calls the one that runs begin with.
+    calls_first: bool,
+}
+
+impl Shape {
+    pub(super) fn new(ops: &[Op], has_callbacks: bool) -> Self {
+        let jumps = ops.iter().enumerate().filter(|(_, op)| op.is_jump());
+        let joins = jumps.flat_map(|(at, op)| [op.target as usize, at + 1]).collect();
+        let calls = |op: &Op| op.code == OpCode::CallFunction && op.target == 0;
+        let has_tail_calls = ops.iter().any(|op| op.code == OpCode::TailCall);
+        Self { joins, has_callbacks, has_tail_calls, calls_first: ops.iter().any(calls) }
+    }
 }
 
 impl Subject<'_> {
     /// Whether runs begin with this function, and no function calls it: its frame is all zeroes.
     pub(super) fn begins_runs(&self) -> bool {
-        let calls = |op: &Op| op.code == OpCode::CallFunction && op.target == 0;
-        self.entry == 0 && !self.has_callbacks && !self.ops.iter().any(calls)
+        self.entry == 0 && !self.shape.has_callbacks && !self.shape.calls_first
     }
 }
 
@@ -194,14 +214,14 @@ impl<'a> Walk<'a> {
     }
 
     fn run(mut self) -> Analysis {
-        let joins = self.joins();
+        let joins = &self.subject.shape.joins;
         let mut state = State::entry();
         if self.subject.entry == 0 {
             state.regs[1] = Value::Ctx;
         }
         self.flow_to(self.subject.entry, &state);
         while let Some(start) = self.pending.pop_front() {
-            self.block(start, &joins);
+            self.block(start, joins);
         }
         // Facts that were found on the way held for less than is known now.
         (self.escape, self.lowest) = (Escape::No, 0);
@@ -209,7 +229,7 @@ impl<'a> Walk<'a> {
         self.slots.clear();
         let starts: Vec<_> = self.states.keys().copied().collect();
         for start in starts {
-            self.block(start, &joins);
+            self.block(start, joins);
         }
         let first = self.facts.keys().next().copied().unwrap_or(0);
         let end = self.facts.keys().next_back().map_or(0, |last| last + 1);
@@ -220,12 +240,6 @@ impl<'a> Walk<'a> {
         let leaders = self.states.into_keys().collect();
         let (escape, lowest, slots) = (self.escape, self.lowest, self.slots);
         Analysis { first, facts, leaders, escape, private: self.private, lowest, slots }
-    }
-
-    /// Where jumps anywhere in the program may go.
-    fn joins(&self) -> BTreeSet<usize> {
-        let jumps = self.subject.ops.iter().enumerate().filter(|(_, op)| op.is_jump());
-        jumps.flat_map(|(at, op)| [op.target as usize, at + 1]).collect()
     }
 
     /// Whether an instruction does nothing but give its destination a number.
@@ -358,14 +372,14 @@ impl<'a> Walk<'a> {
             OpCode::CallHelper => {
                 let helper = self.subject.helpers.get(op.imm as u32);
                 let args = helper.map_or(0, |helper| helper.args());
-                let how = match self.subject.has_callbacks {
+                let how = match self.subject.shape.has_callbacks {
                     true => Escape::Yes,
                     false => Escape::Helpers,
                 };
                 for arg in 1..=args {
                     self.escapes(state.regs[arg], how);
                 }
-                if self.subject.has_callbacks || args > 0 && !self.begins_runs {
+                if self.subject.shape.has_callbacks || args > 0 && !self.begins_runs {
                     self.may_be_found();
                 }
                 state.regs[R0] = Value::Number;

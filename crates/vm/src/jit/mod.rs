@@ -35,7 +35,7 @@ use crate::engine::Accesses;
 use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
 use crate::interp::{Code, Environment, Machine, Stopped};
-use analysis::Subject;
+use analysis::{Shape, Subject};
 use entry::Entry;
 use memory::CodeMemory;
 use quick::Heat;
@@ -222,6 +222,7 @@ struct Maker<'a> {
     code: &'a Code,
     environment: &'a Environment,
     proven: &'a dyn Fn(usize) -> bool,
+    shape: Shape,
     workshop: Box<Workshop>,
     want_text: bool,
 }
@@ -251,7 +252,8 @@ impl<'a> Maker<'a> {
         want_text: bool,
     ) -> Self {
         let workshop = WORKSHOP.try_with(Cell::take).ok().flatten().unwrap_or_else(Workshop::new);
-        Self { insns, code, environment, proven, workshop, want_text }
+        let shape = Shape::new(code.ops(), code.entries().next().is_some());
+        Self { insns, code, environment, proven, shape, workshop, want_text }
     }
 
     fn run(mut self) -> Option<Made> {
@@ -280,7 +282,7 @@ impl<'a> Maker<'a> {
             entry: at,
             regions: &self.environment.regions,
             helpers: &self.environment.helpers,
-            has_callbacks: self.code.entries().next().is_some(),
+            shape: &self.shape,
             proven: self.proven,
         };
         let Workshop { context, builder_context } = &mut *self.workshop;

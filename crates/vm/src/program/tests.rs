@@ -114,6 +114,27 @@ fn code_of_tail_called_programs_gets_better_too() {
     assert!(fresh.0.first.get().is_some() && fresh.0.best.get().is_none());
 }
 
+#[cfg(all(feature = "jit", target_arch = "x86_64"))]
+#[test]
+fn one_of_two_threads_makes_better_code_and_both_go_on() {
+    let program = loop_of(2_000);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut context = Context::new(ProgType::SYSCALL, &[], None).unwrap();
+                while program.0.best.get().is_none() {
+                    assert_eq!(program.run(&mut context).unwrap().r0, 0);
+                }
+                assert_eq!(program.run(&mut context).unwrap().r0, 0);
+            });
+        }
+    });
+    // What has other fuel shares it.
+    let other = program.clone().with_fuel(1_000_000);
+    let code = |program: &Program| program.optimise().map(<[u8]>::as_ptr);
+    assert_eq!(code(&program), code(&other));
+}
+
 #[test]
 fn whatever_code_there_is_a_program_can_be_given_other_fuel() {
     let program = loop_of(100);

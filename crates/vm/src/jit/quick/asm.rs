@@ -364,7 +364,7 @@ mod tests {
             asm.into_bytes()
         };
         type Emit<'a> = &'a dyn Fn(&mut Asm);
-        let cases: [(&[u8], Emit<'_>); 16] = [
+        let cases: [(&[u8], Emit<'_>); 25] = [
             (&[0x4c, 0x8b, 0x4d, 0xf8], &|asm| asm.mov(Width::B64, R9, Operand::Mem(RBP, -8))),
             (&[0x45, 0x8b, 0x64, 0x24, 0x10], &|asm| {
                 asm.mov(Width::B32, R12, Operand::Mem(R12, 16));
@@ -396,6 +396,28 @@ mod tests {
             }),
             (&[0x66, 0x41, 0xc1, 0xc5, 0x08], &|asm| asm.swap16(R13)),
             (&[0x49, 0x0f, 0xcf], &|asm| asm.bswap(Width::B64, R15)),
+            (&[0x4c, 0x8d, 0x4d, 0x7f], &|asm| {
+                asm.op(Width::B64, opcode::LEA, R9, Operand::Mem(RBP, 127));
+            }),
+            (&[0x4d, 0x8d, 0x8d, 0x80, 0, 0, 0], &|asm| {
+                asm.op(Width::B64, opcode::LEA, R9, Operand::Mem(R13, 128));
+            }),
+            (&[0x49, 0xc7, 0x44, 0x24, 0x80, 0xff, 0xff, 0xff, 0xff], &|asm| {
+                asm.store_imm(Width::B64, Operand::Mem(R12, -128), -1);
+            }),
+            (&[0x44, 0x88, 0x7c, 0x24, 0x00], &|asm| {
+                asm.store(Width::B8, Operand::Mem(RSP, 0), R15);
+            }),
+            (&[0x4d, 0x69, 0xf6, 0x00, 0x00, 0x00, 0x80], &|asm| {
+                asm.imul_imm(Width::B64, R14, i32::MIN);
+            }),
+            (&[0x41, 0xf7, 0xc1, 0x07, 0, 0, 0], &|asm| asm.test_imm(Width::B32, R9, 7)),
+            (&[0xf0, 0x45, 0x0f, 0xc1, 0x59, 0x00], &|asm| {
+                asm.lock();
+                asm.op(Width::B32, opcode::XADD, R11, Operand::Mem(R9, 0));
+            }),
+            (&[0x68, 0xff, 0xff, 0xff, 0x7f], &|asm| asm.push_imm(i32::MAX)),
+            (&[0x4d, 0x0f, 0x45, 0xcb], &|asm| asm.op(Width::B64, opcode::CMOVNE, R9, R11)),
         ];
         for (expected, emit) in cases {
             assert_eq!(bytes(emit), expected);

@@ -4,7 +4,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{ExtFuncData, ExternalName, InstBuilder, UserExternalName, Value};
 
 use super::{FIELD, R0, Then, Translation, isa};
-use crate::interp::{FRAME_SIZE, OpCode, Stack, place};
+use crate::interp::{FRAME_SIZE, Stack, place};
 use crate::jit::analysis::{R6, R10};
 use crate::jit::trampoline::{self, Reason};
 
@@ -29,11 +29,6 @@ impl Translation<'_, '_> {
         Then::Next
     }
 
-    /// Whether functions of this program may end in another one.
-    fn has_tail_calls(&self) -> bool {
-        self.subject.ops.iter().any(|op| op.code == OpCode::TailCall)
-    }
-
     pub(super) fn call_function(&mut self, at: usize, target: usize) {
         let low = self.stack_field(Stack::LOW, FIELD);
         let none_left = self.builder.ins().icmp_imm_u(IntCC::Equal, low, 0);
@@ -55,7 +50,7 @@ impl Translation<'_, '_> {
             colocated: true,
             patchable: false,
         });
-        let running = self.has_tail_calls().then(|| self.field(place::RUNNING, FIELD));
+        let running = self.subject.shape.has_tail_calls.then(|| self.field(place::RUNNING, FIELD));
         let mut args = vec![self.machine];
         args.extend(self.args());
         self.store_fuel();
