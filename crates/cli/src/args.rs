@@ -302,7 +302,7 @@ pub(crate) enum LogName {
 pub(crate) enum Form {
     /// As it runs: lookups inlined, fields of the context translated
     Xlated,
-    /// The machine code that is made of that
+    /// The best machine code that is made of that
     Jited,
 }
 
@@ -311,7 +311,7 @@ pub(crate) enum Form {
 pub(crate) enum EngineName {
     /// The interpreter
     Interp,
-    /// Machine code, made before its first run
+    /// Machine code, made before its first run, and better code while it runs
     Jit,
 }
 

@@ -12,7 +12,7 @@ use std::fmt;
 pub enum Engine {
     /// The interpreter: safe code, on every machine.
     Interp,
-    /// Machine code, made when a program first needs it.
+    /// Machine code, made at once when a program first needs it, and better code when it has run for a while.
     Jit,
 }
 

@@ -161,8 +161,9 @@ impl Outcome {
 ///
 /// Machine code is made when it is needed first: by the first run, by whoever looks at it, as
 /// [`Program::engine`] does, or when the program is loaded if tail calls may lead to it or start from it. That takes about as long as
-/// verifying the program. Once it has run for a while, one of its runs makes better code, which takes several times as long;
-/// [`Program::optimise`] does that at a time of its caller's choice.
+/// verifying the program. Once it has executed some thousand times as many instructions as it has, whoever runs it next makes
+/// better code, which takes several times as long; others go on meanwhile. [`Program::optimise`] does that at a time of its caller's
+/// choice, and for who runs a program once, but for long. A timer goes on with the code that started it.
 #[derive(Clone)]
 pub struct Program(Arc<Inner>);
 
@@ -395,7 +396,7 @@ impl Program {
         self.0.first().engine()
     }
 
-    /// The machine code that the program has from its first run on; `None` in the interpreter.
+    /// The machine code that the program has from its first run on, also where better code runs by now; `None` in the interpreter.
     ///
     /// # Kernel
     /// `jited_prog_insns` of `struct bpf_prog_info`
@@ -419,7 +420,7 @@ impl Program {
         self.0.best().compiled.as_deref().map(|compiled| compiled.bytes())
     }
 
-    /// The best machine code as text, function by function; `None` in the interpreter.
+    /// The best machine code as text, function by function, which runs from now on; `None` in the interpreter.
     pub fn disassemble(&self) -> Option<String> {
         let executable = self.0.best();
         executable.compiled.as_ref()?;

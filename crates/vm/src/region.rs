@@ -21,7 +21,7 @@ struct Region {
     fields_of: Option<MapRef>,
 }
 
-/// Where an access was: what generated code tries before it asks for the next one. An access is in the
+/// Where an access was: what code of Cranelift tries before it asks for the next one. An access is in the
 /// memory if it begins `len` bytes behind `start` at most, and in a value if `mask` of that and the
 /// size of the access are `room` together at most.
 #[derive(Copy, Clone, Debug)]

@@ -46,7 +46,7 @@ pub struct Machine<'e> {
     pub(crate) fuel: u64,
     /// What the per-CPU move adds.
     percpu_base: u64,
-    /// Where the last reads were that generated code did not find by itself.
+    /// Where the last reads were that generated code did not find by itself. Code of Cranelift looks there first.
     pub(crate) read_hit: Hit,
     /// The same for what may be read and written.
     pub(crate) write_hit: Hit,

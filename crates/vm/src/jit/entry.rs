@@ -3,7 +3,8 @@
 //! **Invariant.** The address of a function in a [`Compiled`](super::Compiled) is that of code which the
 //! translation in this directory made, and which
 //! - takes what [`TAIL`](super::isa::tail_signature) says: the address of the [`Machine`] of the run and r1 to r5;
-//! - touches no memory but that machine's fields at [`place`](crate::interp::place), numbers that its `Compiled` keeps, its own host stack, and memory
+//! - touches no memory but that machine's fields at [`place`](crate::interp::place), those of its [`Stack`](crate::interp::Stack) that have a place, numbers that its `Compiled` keeps (one of
+//!   which it counts in), its own host stack, and memory
 //!   of the program that it, the verifier, or [`Machine`]'s own checks found to be allowed. The last of these is the
 //!   soundness of the whole, and `docs/soundness.md` argues it;
 //! - calls nothing but itself and the functions in `trampoline.rs`, with that machine;

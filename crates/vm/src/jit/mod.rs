@@ -1,9 +1,9 @@
 //! Programs as machine code: made at once, by [`quick`], when they first need it, and by Cranelift when they have run for a while.
 //!
 //! Translation takes the instructions that the interpreter takes, addresses and all, and knows of arrays as
-//! little as that does: lookups become address arithmetic because [`analysis`] and Cranelift optimise what
-//! `gen_lookup` emitted. An access that neither the verifier nor the analysis has proved is checked when it
-//! happens, and what does not pass quickly goes to the machine's own check. So a fault is the interpreter's.
+//! little as that does: in the better code lookups become address arithmetic because [`analysis`] and Cranelift optimise what
+//! `gen_lookup` emitted. An access that neither the verifier nor, there, the analysis has proved is checked when it
+//! happens, by the machine's own check in the end. So a fault is the interpreter's.
 
 mod analysis;
 mod entry;

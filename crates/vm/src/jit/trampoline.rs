@@ -3,7 +3,8 @@
 //! **Invariant.** Only generated code calls these functions, with the address of the machine that it was
 //! entered with, to which nobody else has a reference until it returns. Other addresses that they take as
 //! pointers are constants that translation put there, of things that the running program keeps.
-//! None of these functions unwinds: what a host's helper panics with is kept until generated code has returned.
+//! None of these functions unwinds: what a host's helper panics with is kept until generated code has returned, and any other panic
+//! would be a mistake of ours, which ends the process.
 #![allow(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
