@@ -1,4 +1,4 @@
-//! The loops of the benchmark of engines in a rival, rbpf, next to ours and to the live kernel.
+//! The loops of the benchmark of engines in a rival, rbpf, next to ours, to the live kernel and to Rust.
 //!
 //! rbpf has no maps: a program that calls a lookup calls a function of the host, which checks the key and gives the address
 //! of an element, as fast as that can be. **Invariant:** programs here touch nothing but their context, their stack and
@@ -12,26 +12,26 @@ use bpfarray_core::insn::{Insn, Reg, pseudo};
 use bpfarray_vm::Engine;
 use bpfarray_vm::elf::Object;
 use oracle::Kernel;
+use oracle::loops::{ELEMENTS, LOOPS, Rust};
 use oracle::measure::{Rounds, line};
 use oracle::race::Race;
 
 type Error = Box<dyn std::error::Error>;
 
-const ENTRIES: usize = 1000;
-static ELEMENTS: [AtomicU64; ENTRIES] = [const { AtomicU64::new(0) }; ENTRIES];
+static VALUES: [AtomicU64; ELEMENTS as usize] = [const { AtomicU64::new(0) }; ELEMENTS as usize];
 
 /// Helper 1 for rbpf: the address of an element, or 0.
 fn lookup(_map: u64, key: u64, _: u64, _: u64, _: u64) -> u64 {
     // SAFETY: the programs below pass the address of a key on their stack.
     let key = unsafe { *(key as *const u32) };
-    ELEMENTS.get(key as usize).map_or(0, |element| element.as_ptr() as u64)
+    VALUES.get(key as usize).map_or(0, |element| element.as_ptr() as u64)
 }
 
 /// Helper 2 for rbpf: replaces an element.
 fn update(_map: u64, key: u64, value: u64, _flags: u64, _: u64) -> u64 {
     // SAFETY: the programs below pass addresses of a key and a value on their stack.
     let (key, value) = unsafe { (*(key as *const u32), *(value as *const u64)) };
-    match ELEMENTS.get(key as usize) {
+    match VALUES.get(key as usize) {
         Some(element) => {
             element.store(value, Ordering::Relaxed);
             0
@@ -86,27 +86,38 @@ fn main() -> Result<(), Error> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/oracle/benches/engines.bpf.o");
     let object = Object::parse(&std::fs::read(path)?)?;
     let packet = [0; 64];
-    for name in ["lookup_and_read", "read_modify_write", "atomic_add", "update_elem"] {
-        let mut race =
-            Race::new(Engine::default(), kernel.as_ref().ok().copied(), &object, name, &packet)?;
-        let spec = object.program(name).ok_or("no such program")?;
+    let rust = Rust::default();
+    // Those whose map it can be told to be something else.
+    let known = ["lookup_and_read", "read_modify_write", "atomic_add", "update_elem"];
+    for each in LOOPS.iter().filter(|each| known.contains(&each.program)) {
+        let race = |engine, kernel| Race::new(engine, kernel, &object, each.program, &packet);
+        let mut jit = race(Engine::default(), kernel.as_ref().ok().copied())?;
+        let mut interp = race(Engine::Interp, None)?;
+        let spec = object.program(each.program).ok_or("no such program")?;
         let program = bytes(&spec.code()?.insns);
         let mut rival = Rival::new(&program);
-        let each = ENTRIES as f64;
-        let [ours, theirs] = rounds.compare([&mut |n| drop(race.run(n)), &mut |n| {
-            if let Ok(rival) = &mut rival {
-                rival.run(n);
-            }
-        }]);
-        line(&format!("{name}, an element"), ours / each, "", 1.0, "");
+        let [ours, slow, theirs, in_rust] = rounds.compare([
+            &mut |n| drop(jit.run(n)),
+            &mut |n| drop(interp.run(n)),
+            &mut |n| {
+                if let Ok(rival) = &mut rival {
+                    rival.run(n);
+                }
+            },
+            &mut |n| (0..n).for_each(|_| (each.in_rust)(&rust)),
+        ]);
+        let one = |ns: f64| ns / ELEMENTS as f64;
+        line(&format!("{}, an element", each.what), one(ours), "", 1.0, "");
         match &rival {
-            Ok(_) => line("", theirs / each, "slower: rbpf's JIT", theirs / ours, ""),
+            Ok(_) => line("", one(theirs), "slower: rbpf's JIT", theirs / ours, ""),
             Err(why) => println!("{:<44} rbpf: {why}", ""),
         }
-        if let Some((_, ns)) = race.run_in_kernel(10_000)? {
+        if let Some((_, ns)) = jit.run_in_kernel(10_000)? {
             let ns = f64::from(ns);
-            line("", ns / each, "slower: the kernel's JIT", ns / ours, "");
+            line("", one(ns), "slower: the kernel's JIT", ns / ours, "");
         }
+        line("", one(slow), "slower: our interpreter", slow / ours, "");
+        line("", one(in_rust), "of our time: Rust", in_rust / ours, "");
     }
     Ok(())
 }

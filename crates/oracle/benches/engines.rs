@@ -2,9 +2,7 @@
 //!
 //! `cargo bench -p oracle --bench engines` prints one table; `-- --quick` a rough one.
 
-use std::hint::black_box;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bpfarray_core::helper_id;
@@ -12,85 +10,12 @@ use bpfarray_core::insn::{Insn, Reg, alu, jmp, size};
 use bpfarray_vm::elf::Object;
 use bpfarray_vm::{Engine, LoadOptions, ProgType, Program};
 use oracle::Kernel;
+use oracle::loops::{ELEMENTS, LOOPS, Loop, Rust};
 use oracle::measure::{Rounds, line};
 use oracle::programs::Assembled;
 use oracle::race::{self, Race};
 
 type Error = Box<dyn std::error::Error>;
-
-/// Elements in one run of a program.
-const ELEMENTS: u64 = 1000;
-
-/// What one run of a program does, in Rust. The values are atomics, as others may access them at any time.
-struct Rust {
-    values: Vec<AtomicU64>,
-    seed: u64,
-}
-
-impl Rust {
-    fn over(&self, each: impl Fn(&AtomicU64, u64)) {
-        let seed = black_box(self.seed);
-        for i in 0..ELEMENTS {
-            let key = i ^ seed;
-            if let Some(value) = black_box(&self.values[..]).get(key as usize) {
-                each(value, i);
-            }
-        }
-    }
-}
-
-/// A program, what it does for each element, the same in Rust, and how much slower it may be at most.
-type Loop = (&'static str, &'static str, fn(&Rust), f64);
-
-fn add(value: &AtomicU64, n: u64) {
-    value.store(value.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-}
-
-const LOOPS: [Loop; 6] = [
-    (
-        "lookup_and_read",
-        "look up and read",
-        |rust| {
-            let seed = black_box(rust.seed);
-            let mut sum = 0_u64;
-            for i in 0..ELEMENTS {
-                if let Some(value) = rust.values.get((i ^ seed) as usize) {
-                    sum = sum.wrapping_add(value.load(Ordering::Relaxed));
-                }
-            }
-            black_box(sum);
-        },
-        1.5,
-    ),
-    ("read_modify_write", "read, modify, write", |rust| rust.over(add), 1.5),
-    (
-        "atomic_add",
-        "add atomically",
-        |rust| {
-            rust.over(|value, n| {
-                value.fetch_add(n, Ordering::SeqCst);
-            });
-        },
-        1.5,
-    ),
-    ("percpu_add", "add to the CPU's value", |rust| rust.over(add), 1.5),
-    (
-        "update_elem",
-        "update with the helper",
-        |rust| rust.over(|value, n| value.store(n, Ordering::Relaxed)),
-        f64::INFINITY,
-    ),
-    (
-        "constant_key",
-        "count with a constant key",
-        |rust| {
-            for _ in 0..ELEMENTS {
-                add(black_box(&rust.values[0]), 1);
-            }
-        },
-        1.5,
-    ),
-];
 
 fn main() -> Result<(), Error> {
     let rounds = Rounds::from_args();
@@ -102,9 +27,9 @@ fn main() -> Result<(), Error> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/engines.bpf.o");
     let object = Object::parse(&std::fs::read(path)?)?;
     let packet = [0; 64];
-    let rust = Rust { values: (0..ELEMENTS).map(AtomicU64::new).collect(), seed: 0 };
+    let rust = Rust::default();
     println!("for each element, in {} on this machine:", Engine::default());
-    for (program, what, in_rust, at_most) in LOOPS {
+    for Loop { program, what, in_rust, at_most } in LOOPS {
         let mut jit = Race::new(Engine::default(), kernel, &object, program, &packet)?;
         let mut interp = Race::new(Engine::Interp, None, &object, program, &packet)?;
         if (jit.run(1)?, interp.run(1)?) != (2, 2) {

@@ -21,6 +21,7 @@ pub mod isa;
 mod kernel;
 mod kernel_program;
 mod kernel_side;
+pub mod loops;
 pub mod measure;
 pub mod objects;
 pub mod ops;

@@ -24,8 +24,6 @@ pub enum Kind {
     Context,
     /// What the kernel puts before programs that write to packets.
     Prologue,
-    /// The upper half of a register cleared, after a 32-bit `cmpxchg`.
-    ZeroExtension,
     /// A `may_goto`, which the kernel writes out.
     MayGoto,
     /// A helper call that the kernel inlines, or gives one more argument.
@@ -50,7 +48,6 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Context => "context fields",
             Self::Prologue => "prologues",
-            Self::ZeroExtension => "zero extensions",
             Self::MayGoto => "may_goto",
             Self::Helper => "inlined helpers",
             Self::Kept => "removed by the kernel only",
@@ -238,11 +235,6 @@ fn is_decided(part: &[Insn], other: &[Insn]) -> bool {
     part.iter().all(|insn| insn.code == class::JMP | jmp::JA) && other.iter().any(is_conditional)
 }
 
-/// The kernel marks those that it adds by an immediate of 1.
-fn is_zero_extension(insn: Insn) -> bool {
-    insn == Insn { imm: 1, ..Insn::alu32_reg(alu::MOV, insn.dst, insn.dst) }
-}
-
 /// What it is that two parts differ in.
 fn judge(at: usize, ours: &[Insn], kernel: &[Insn], next: Option<&Insn>) -> Kind {
     let any = |is: fn(&Insn) -> bool| ours.iter().any(is);
@@ -255,7 +247,6 @@ fn judge(at: usize, ours: &[Insn], kernel: &[Insn], next: Option<&Insn>) -> Kind
     match (ours.is_empty(), kernel.is_empty()) {
         (true, _) if at == 0 => Kind::Prologue,
         (true, _) if next.is_some_and(is_call) => Kind::Helper,
-        (true, _) if matches!(kernel, [only] if is_zero_extension(*only)) => Kind::ZeroExtension,
         (true, _) => Kind::Removed,
         (_, true) if !ours.iter().all(is_access) => Kind::Kept,
         _ if any(|insn| insn.code == class::JMP | jmp::JCOND) => Kind::MayGoto,

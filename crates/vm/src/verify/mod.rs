@@ -35,7 +35,9 @@ mod value;
 
 pub(crate) use global::{Global, globals};
 pub use rule::Rule;
-pub(crate) use structure::{function_target, is_exit, is_unconditional_jump, jump_target, len};
+pub(crate) use structure::{
+    function_target, is_exit, is_unconditional_jump, jump_target, len, successors,
+};
 
 use std::collections::HashMap;
 

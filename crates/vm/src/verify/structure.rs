@@ -80,7 +80,7 @@ pub(crate) fn len(insn: Insn) -> usize {
 }
 
 /// The instructions that may come after this one, in the same function.
-pub(super) fn successors(at: usize, insn: Insn) -> impl Iterator<Item = usize> {
+pub(crate) fn successors(at: usize, insn: Insn) -> impl Iterator<Item = usize> {
     let ends = is_exit(insn) || is_unconditional_jump(insn);
     let next = (!ends).then(|| at + len(insn));
     let target = jump_target(at, insn).and_then(|target| usize::try_from(target).ok());

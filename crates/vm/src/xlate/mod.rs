@@ -7,6 +7,7 @@
 
 mod dead;
 mod patch;
+mod upper;
 
 use bpfarray::{CPU_NUMBER_OFFSET, MapRef};
 use bpfarray_core::gen_lookup::InlinedLookup;
@@ -74,12 +75,16 @@ pub(crate) fn xlate(verified: &Verified, maps: &[MapRef]) -> Result<Xlated, Xlat
     let mut origins = Vec::with_capacity(left.len());
     let mut safety = Vec::with_capacity(left.len());
     let mut places = Vec::with_capacity(left.len());
+    let cleared = upper::cleared_after(&verified.insns, &verified.reached);
     for (at, original) in left.iter().enumerate() {
         let start = insns.len();
         if let Some(original) = original {
             let fact = verified.facts[at];
             let replacement = replacement(at, *original, verified, maps);
             insns.extend_from_slice(replacement.insns(original));
+            if cleared.binary_search(&at).is_ok() {
+                insns.push(upper::CLEAR);
+            }
             safety.resize(insns.len(), verified.safety[at]);
             if matches!(replacement, Replacement::CpuNumber(_) | Replacement::Loop(_)) {
                 safety[start..].fill(Safety::Proven);
