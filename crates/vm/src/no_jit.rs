@@ -46,6 +46,10 @@ impl Compiled {
         match *self {}
     }
 
+    pub(crate) fn claim(&self) -> bool {
+        match *self {}
+    }
+
     pub(crate) fn is_quick(&self) -> bool {
         match *self {}
     }

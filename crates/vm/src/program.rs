@@ -163,7 +163,8 @@ impl Outcome {
 /// [`Program::engine`] does, or when the program is loaded if tail calls may lead to it or start from it. That takes about as long as
 /// verifying the program. Once it has executed some thousand times as many instructions as it has, whoever runs it next makes
 /// better code, which takes several times as long; others go on meanwhile. [`Program::optimise`] does that at a time of its caller's
-/// choice, and for who runs a program once, but for long. A timer goes on with the code that started it.
+/// choice, and for who runs a program once, but for long. A helper that runs a hot program makes
+/// its code in the middle of the run that called it. A timer goes on with the code that started it.
 #[derive(Clone)]
 pub struct Program(Arc<Inner>);
 
@@ -513,7 +514,7 @@ impl Program {
         self.check_context(context)?;
         let result = run(self.executable(), context);
         if let Some(hot) = context.hot().take() {
-            hot.optimise();
+            hot.0.early();
         }
         Ok(Outcome { r0: result.map_err(|fault| *fault)? })
     }
@@ -586,7 +587,7 @@ impl Inner {
     #[cold]
     fn early(&self) -> &Arc<Executable> {
         let first = self.first();
-        let stays = |code: &Compiled| code.is_quick() && !code.is_hot();
+        let stays = |code: &Compiled| code.is_quick() && !(code.is_hot() && code.claim());
         if first.compiled.as_deref().is_some_and(stays) { first } else { self.best() }
     }
 

@@ -123,11 +123,16 @@ impl Compiled {
         self.quick.is_some()
     }
 
-    /// Whether there is better code than this, or it has run for so long that its caller shall make that: others are told
-    /// when it is there.
+    /// Whether there is better code than this, or it has run for so long that somebody should make that.
     pub(crate) fn is_hot(&self) -> bool {
         let is_hot = |quick: &Quick| quick.better.get().is_some() || quick.heat.is_enough();
         self.quick.as_ref().is_some_and(is_hot)
+    }
+
+    /// Whether there is better code than this, or the caller shall make it. Who asks must then do so: nobody else is told.
+    pub(crate) fn claim(&self) -> bool {
+        let claim = |quick: &Quick| quick.better.get().is_some() || quick.heat.claim();
+        self.quick.as_ref().is_some_and(claim)
     }
 
     /// Better code, which is made if there is none yet. `None` where it could not be made, or this is the best.

@@ -216,6 +216,10 @@ impl Explorer<'_> {
     pub(super) fn call_back(&mut self, site: usize, state: &State) -> Result<(), Kind> {
         let [map, callback, third] = [Reg::R1, Reg::R2, Reg::R3].map(|reg| state.get(reg));
         let Some(target) = function(callback) else { return Ok(()) };
+        if state.lock.is_some() {
+            // It was taken by the call before.
+            self.forbid(|| Rule::CallUnderLock)?;
+        }
         let mut args = [Value::Unreadable; 5];
         if self.insns[site].imm as u32 == helper_id::LOOP {
             // The kernel does not know how far it counts.

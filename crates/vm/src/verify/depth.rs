@@ -7,8 +7,8 @@ use bpfarray_core::insn::Insn;
 
 use super::rule::Rule;
 use super::structure::{function_target, len};
-use super::{VerifyError, VerifyErrorKind as Kind};
-use crate::prog_type::ProgType;
+use super::{Environment, VerifyError, VerifyErrorKind as Kind};
+use crate::prog_type::{AttachType, ProgType};
 
 /// Bytes that functions which run at a time have together.
 const STACK: i64 = crate::interp::FRAME_SIZE as i64;
@@ -32,9 +32,9 @@ pub(super) fn check(
     insns: &[Insn],
     functions: &[usize],
     stack: &HashMap<usize, i64>,
-    prog_type: ProgType,
+    env: &Environment<'_>,
 ) -> Result<(), VerifyError> {
-    let are_apart = has_own_stacks(prog_type) && !insns.contains(&TAIL_CALL);
+    let are_apart = has_own_stacks(env) && !insns.contains(&TAIL_CALL);
     let depth = Depth { insns, functions, stack, are_apart };
     depth.follow(0, 0, 1)
 }
@@ -43,10 +43,15 @@ pub(super) fn check(
 ///
 /// # Kernel
 /// `bpf_enable_priv_stack`, on x86-64
-fn has_own_stacks(prog_type: ProgType) -> bool {
-    let types =
-        [ProgType::KPROBE, ProgType::TRACEPOINT, ProgType::PERF_EVENT, ProgType::RAW_TRACEPOINT];
-    types.contains(&prog_type)
+fn has_own_stacks(env: &Environment<'_>) -> bool {
+    match env.prog_type {
+        ProgType::KPROBE
+        | ProgType::TRACEPOINT
+        | ProgType::PERF_EVENT
+        | ProgType::RAW_TRACEPOINT => true,
+        ProgType::TRACING => env.attach_type != AttachType::TRACE_ITER,
+        _ => false,
+    }
 }
 
 struct Depth<'a> {

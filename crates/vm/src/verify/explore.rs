@@ -294,10 +294,13 @@ impl<'a> Explorer<'a> {
         match &mut place.joined {
             Some(joined) => {
                 place.joins += 1;
-                // Addresses with the same reach are told apart by how they are written.
+                // The joined state was followed already. If this one adds nothing to it, it was included, which `covers` does not see
+                // where the same addresses are other sums of an offset and a range.
                 let is_new = joined.join(&state, place.joins > JOINS, strict);
-                let holds_more = strict && joined.owned.len() != state.owned.len();
-                if !is_new && !holds_more {
+                let holds_other = strict
+                    && (joined.owned.len() != state.owned.len()
+                        || joined.lock.is_some() != state.lock.is_some());
+                if !is_new && !holds_other {
                     return Ok(None);
                 }
             }

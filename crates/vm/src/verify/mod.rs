@@ -421,7 +421,7 @@ fn explore(
     let mut explorer = Explorer::new(insns, functions, env);
     explorer.log = (level != LogLevel::None).then(|| Log::new(insns, env, level == LogLevel::All));
     let done = explorer.explore().and_then(|()| match env.strict {
-        true => depth::check(insns, functions, &explorer.stack, env.prog_type),
+        true => depth::check(insns, functions, &explorer.stack, env),
         false => Ok(()),
     });
     let statistics = explorer.statistics();

@@ -3,9 +3,11 @@
 //! A 32-bit `cmpxchg` clears it in every engine of ours. Linux, whose processors may not, adds a move where somebody reads all of
 //! r0 afterwards; it is here for programs to look the same.
 
+use std::collections::BTreeSet;
+
 use bpfarray_core::insn::{Insn, Reg, alu, atomic, class, jmp, mode, size};
 
-use crate::verify::{is_exit, jump_target, len, successors};
+use crate::verify::{function_target, is_exit, len, successors};
 
 /// The move, which the kernel marks by its immediate.
 ///
@@ -27,14 +29,29 @@ pub(super) fn cleared_after(insns: &[Insn], reached: &[bool]) -> Vec<usize> {
     if found.is_empty() {
         return found;
     }
+    // Somebody reads what a function returns, if its caller does. Those that helpers call are read by none.
+    let target = |at: usize| usize::try_from(function_target(at, insns[at])?).ok();
+    let targets: BTreeSet<usize> = (0..insns.len()).filter_map(target).collect();
+    let function_of = |at: usize| targets.range(..=at).next_back().copied().unwrap_or(0);
+    let is_call = |at: &usize| insns[*at].is_pseudo_call();
+    let calls: Vec<_> =
+        (0..insns.len()).filter(is_call).filter_map(|at| Some((at, target(at)?))).collect();
     // Whether some path reads all of r0, before it writes any of it, from each instruction on.
     let mut is_read = vec![false; insns.len()];
     loop {
         let mut changed = false;
         for at in (0..insns.len()).rev().filter(|at| reached[*at]) {
             let insn = insns[at];
-            let later = || successors(at, insn).any(|next| is_read.get(next) == Some(&true));
-            let before = reads(insn) || !writes(insn) && later();
+            let is_read_at = |next: usize| is_read.get(next) == Some(&true);
+            let before = match is_exit(insn) {
+                true => match function_of(at) {
+                    0 => true,
+                    function => calls
+                        .iter()
+                        .any(|(site, target)| *target == function && is_read_at(*site + 1)),
+                },
+                false => reads(insn) || !writes(insn) && successors(at, insn).any(is_read_at),
+            };
             changed |= before != is_read[at];
             is_read[at] = before;
         }
@@ -66,8 +83,8 @@ fn reads(insn: Insn) -> bool {
             dst || (src || compares) && insn.size() == size::DW
         }
         class::LD => src && insn.mode() == mode::IND,
-        _ if is_exit(insn) => true,
-        _ => insn.op() != jmp::CALL && jump_target(0, insn).is_some() && (dst || operand),
+        _ if matches!(insn.op(), jmp::CALL | jmp::JA | jmp::JCOND) => false,
+        _ => dst || operand,
     }
 }
 
@@ -90,6 +107,8 @@ fn writes(insn: Insn) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bpfarray_core::insn::pseudo;
+
     use super::*;
 
     /// Where moves are added behind `cmpxchg` of this size and what follows it.
@@ -115,6 +134,17 @@ mod tests {
         assert_eq!(cleared(size::W, &[other, Insn::mov64_imm(Reg::R0, 0), exit]), [0]);
         let half_test = Insn::new(class::JMP32 | jmp::JNE, Reg::R0, Reg::R0, -2, 7);
         assert!(cleared(size::W, &[half_test, Insn::mov64_imm(Reg::R0, 0), exit]).is_empty());
+        let nothing = [Insn::ja(0), Insn::new(class::JMP | jmp::JCOND, Reg::R0, Reg::R0, 0, 0)];
+        let overwritten = [Insn::mov64_imm(Reg::R0, 0), exit];
+        assert!(cleared(size::W, &[&nothing[..], &overwritten].concat()).is_empty());
+        // A function's caller decides.
+        let call = Insn::new(class::JMP | jmp::CALL, Reg::R0, Reg::new(pseudo::CALL), 0, 2);
+        let code = class::STX | mode::ATOMIC | size::W;
+        let cmpxchg = Insn::new(code, Reg::R10, Reg::R1, -8, atomic::CMPXCHG);
+        for (first, expected) in [(Insn::mov64_imm(Reg::R0, 0), &[][..]), (Insn::ja(0), &[3])] {
+            let insns = [call, first, exit, cmpxchg, exit];
+            assert_eq!(cleared_after(&insns, &[true; 5]), expected);
+        }
         // A 64-bit one compares all of it.
         let wide =
             Insn::new(class::STX | mode::ATOMIC | size::DW, Reg::R10, Reg::R1, -8, atomic::CMPXCHG);

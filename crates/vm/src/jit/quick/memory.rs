@@ -25,7 +25,9 @@ impl Quick<'_> {
         self.asm.shift_imm(Width::B64, Shift::Right, R11, INSN_SHIFT);
         self.asm.mov(Width::B64, RCX, R11);
         self.asm.mov(Width::B64, R8, SCRATCH);
-        self.asm.store(Width::B64, SPARE, R9);
+        if is_check {
+            self.asm.store(Width::B64, SPARE, R9);
+        }
         self.call_rust(function);
         self.asm.mov(Width::B64, R9, if is_check { SPARE } else { RAX.into() });
         self.asm.mov(Width::B64, R11, RDX);

@@ -73,10 +73,15 @@ impl Heat {
         self.spent.0.as_ptr().expose_provenance() as u64
     }
 
-    /// Whether better code is worth its while. Says so once: who is told makes it, and others need not wait.
+    /// Whether better code is worth its while, and nobody makes it yet.
     pub(super) fn is_enough(&self) -> bool {
         self.spent.0.load(Ordering::Relaxed) >= self.enough
-            && !self.is_claimed.swap(true, Ordering::Relaxed)
+            && !self.is_claimed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the caller shall make it: one is told so, and others need not wait.
+    pub(super) fn claim(&self) -> bool {
+        !self.is_claimed.swap(true, Ordering::Relaxed)
     }
 }
 
