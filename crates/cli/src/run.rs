@@ -109,6 +109,7 @@ pub(crate) fn execute<'a>(
     let mut context = None;
     let total = args.repeat.saturating_mul(input.packets.len() as u64);
     let progress = Progress::new(total);
+    program.prepare(total);
     let started = Instant::now();
     for _ in 0..args.repeat {
         for (index, packet) in input.packets.iter().enumerate() {

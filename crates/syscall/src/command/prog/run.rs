@@ -185,7 +185,7 @@ impl TestRun<'_> {
         let program = self.prog.program()?;
         look_at_slots(self.kernel, program)?;
         // Makes the code, which is no part of a run.
-        program.engine();
+        program.prepare(times.into());
         let start = Instant::now();
         let mut retval = 0;
         for _ in 0..times {
