@@ -14,6 +14,7 @@ pub struct Rust {
 }
 
 impl Rust {
+    #[inline(always)]
     fn over(&self, each: impl Fn(&AtomicU64, u64)) {
         let seed = black_box(self.seed);
         for i in 0..ELEMENTS {
@@ -44,6 +45,7 @@ pub struct Loop {
     pub at_most: f64,
 }
 
+#[inline(always)]
 fn add(value: &AtomicU64, n: u64) {
     value.store(value.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
