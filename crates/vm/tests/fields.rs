@@ -170,6 +170,29 @@ fn a_lock_that_an_inlined_loop_leaves_ends_the_run_at_the_next_one_or_at_the_end
 }
 
 #[test]
+fn strict_mode_sees_a_lock_that_a_callback_leaves_held() {
+    let map = map("locked", 1);
+    let judge = |callback: &[Insn]| {
+        let [lo, hi] = Insn::ld_imm64(Reg::R2, Reg::new(pseudo::FUNC), 6);
+        let call = [
+            Insn::mov64_imm(Reg::R1, 2),
+            lo,
+            hi,
+            Insn::mov64_imm(Reg::R3, 0),
+            Insn::mov64_imm(Reg::R4, 0),
+            Insn::call(helper_id::LOOP),
+        ];
+        let insns = [&value_of(0)[..], &call, &end(), &value_of(0), callback, &end()].concat();
+        let options = LoadOptions { strict: true, ..LoadOptions::default() };
+        Program::with_options(ProgType::SCHED_CLS, &insns, std::slice::from_ref(&map), &options)
+    };
+    let kept = judge(&[lock(), unlock()].concat());
+    assert!(kept.is_ok(), "{:?}", kept.map_err(|error| error.to_string()));
+    let error = judge(&lock()).unwrap_err().to_string();
+    assert!(error.contains("function calls are not allowed while holding a lock"), "{error}");
+}
+
+#[test]
 fn a_program_that_runs_out_of_fuel_or_faults_under_a_lock_leaves_it_released() {
     let map = map("locked", 1);
     let endless = program(&[&map], &[&lock(), &[Insn::ja(-1)]]).with_fuel(10_000);
