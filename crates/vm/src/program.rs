@@ -1,114 +1,36 @@
 //! A program that can run, from any number of threads.
 
+mod error;
+mod forms;
+mod profile;
+#[cfg(test)]
+mod tests;
+
+pub use error::ProgramError;
+pub use profile::Profile;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bpfarray::{Map, MapRef, ProgramObject};
-use bpfarray_core::Errno;
 use bpfarray_core::btf::Btf;
 use bpfarray_core::insn::{Insn, pseudo};
 use bpfarray_core::map::Kind;
-use bpfarray_core::map::prog_array::{Owner, OwnerError};
+use bpfarray_core::map::prog_array::Owner;
 
 use crate::context::Context;
 use crate::digest::digest;
-use crate::elf::{LoadError, ProgramCode};
+use crate::elf::ProgramCode;
 use crate::engine::{Accesses, Engine};
 use crate::fault::{Fault, FaultKind};
 use crate::helper::HelperSet;
-use crate::interp::{self, Code, DEFAULT_FUEL, Environment as RunEnvironment, Executable, run};
+use crate::interp::{self, DEFAULT_FUEL, Executable, run};
 use crate::jit::{self, Compiled};
 use crate::loaded::LoadOptions;
 use crate::prog_type::{AttachType, ProgType};
-use crate::verify::{
-    Environment, Fact, IterAccess, LogLevel, Refusal, Safety, VerifyError, globals, verify,
-};
-use crate::xlate::{XlateError, Xlated, xlate};
-
-/// Why there is no program.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProgramError {
-    /// The object has no program of this name.
-    #[error("there is no program '{program}'")]
-    NotFound {
-        /// The name asked for.
-        program: String,
-    },
-    /// The object's program is not complete.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The program can never be right.
-    #[error("program '{program}', {error}{}", at(.line))]
-    Verify {
-        /// The program's name.
-        program: String,
-        /// What is wrong with it.
-        error: Box<VerifyError>,
-        /// Where that is in its source.
-        line: Option<Box<SourceLine>>,
-        /// What the verifier wrote down: always in strict mode, else as [`LoadOptions::log`] asked for.
-        log: String,
-    },
-    /// The program refers to a map that is for another program only.
-    #[error(
-        "program '{program}', map '{map}': the map is exclusive to the program with another hash"
-    )]
-    Exclusive {
-        /// The program's name.
-        program: String,
-        /// The map's name.
-        map: String,
-    },
-    /// The program refers to a PROG_ARRAY for programs of another kind.
-    #[error("program '{program}', map '{map}': {error}")]
-    Owner {
-        /// The program's name.
-        program: String,
-        /// The map's name.
-        map: String,
-        /// In what they differ.
-        error: OwnerError,
-    },
-    /// The program became too long.
-    #[error("program '{program}', {error}")]
-    Xlate {
-        /// The program's name.
-        program: String,
-        /// Where.
-        error: XlateError,
-    },
-}
-
-impl ProgramError {
-    /// The program's name, where there is such a program.
-    pub fn program(&self) -> Option<&str> {
-        match self {
-            Self::NotFound { .. } | Self::Load(_) => None,
-            Self::Verify { program, .. }
-            | Self::Exclusive { program, .. }
-            | Self::Owner { program, .. }
-            | Self::Xlate { program, .. } => Some(program),
-        }
-    }
-
-    /// The error number with which loaders and the kernel refuse such a program.
-    pub fn errno(&self) -> Errno {
-        match self {
-            Self::NotFound { .. } => Errno::ENOENT,
-            Self::Load(_) => Errno::EINVAL,
-            Self::Verify { error, .. } => error.errno(),
-            Self::Exclusive { .. } => Errno::EACCES,
-            Self::Owner { error, .. } => error.errno(),
-            Self::Xlate { .. } => Errno::E2BIG,
-        }
-    }
-}
-
-fn at(line: &Option<Box<SourceLine>>) -> String {
-    line.as_ref().map(|line| format!(" ({line})")).unwrap_or_default()
-}
+use crate::verify::{Environment, Fact, IterAccess, LogLevel, Refusal, Safety, globals, verify};
+use crate::xlate::{Xlated, xlate};
 
 /// A place in a program's source.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -570,19 +492,6 @@ impl Program {
     }
 }
 
-/// How often each instruction of a program was executed. One entry for each instruction of [`Program::xlated`].
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Profile {
-    counts: Vec<u64>,
-}
-
-impl Profile {
-    /// How often instruction `insn` of [`Program::xlated`] was executed.
-    pub fn count(&self, insn: usize) -> u64 {
-        self.counts.get(insn).copied().unwrap_or(0)
-    }
-}
-
 impl ProgramObject for Program {
     fn id(&self) -> u32 {
         self.0.id
@@ -590,51 +499,6 @@ impl ProgramObject for Program {
 
     fn owner(&self) -> Owner {
         Owner { jited: self.engine() == Engine::Jit, ..self.0.owner }
-    }
-}
-
-impl Inner {
-    /// What runs before the best code is there, unless it is worth making that now.
-    #[cold]
-    fn early(&self) -> &Arc<Executable> {
-        let first = self.first();
-        let stays = |code: &Compiled| code.is_quick() && !(code.is_hot() && code.claim());
-        if first.compiled.as_deref().is_some_and(stays) { first } else { self.best() }
-    }
-
-    fn first(&self) -> &Arc<Executable> {
-        self.first.get_or_init(|| {
-            let insns = self.xlated.link(&self.maps);
-            let code = Code::new(&insns);
-            let environment = RunEnvironment::new(&self.name, &self.maps, &self.helpers);
-            let environment = environment.with_fuel(self.fuel);
-            let proven = |at| self.xlated.safety(at) == Safety::Proven;
-            let compiled = match self.engine {
-                Engine::Interp => None,
-                Engine::Jit => jit::compile_quick(&insns, &code, &environment, &proven)
-                    .or_else(|| jit::compile(&insns, &code, &environment, &proven)),
-            };
-            Arc::new(Executable { code, compiled: compiled.map(Arc::new), environment })
-        })
-    }
-
-    fn best(&self) -> &Arc<Executable> {
-        self.best.get_or_init(|| {
-            let first = self.first();
-            let Executable { code, environment, .. } = &**first;
-            let make = || {
-                let proven = |at| self.xlated.safety(at) == Safety::Proven;
-                let insns = self.xlated.link(&self.maps);
-                jit::compile(&insns, code, environment, &proven)
-            };
-            match first.compiled.as_deref().and_then(|quick| quick.better(make)) {
-                Some(best) => {
-                    let compiled = Some(Arc::clone(best));
-                    Arc::new(Executable { compiled, ..Executable::clone(first) })
-                }
-                None => Arc::clone(first),
-            }
-        })
     }
 }
 
@@ -703,6 +567,3 @@ fn line_of(lines: &[(usize, SourceLine)], insn: usize) -> Option<&SourceLine> {
     let behind = lines.partition_point(|(first, _)| *first <= insn);
     Some(&lines.get(behind.checked_sub(1)?)?.1)
 }
-
-#[cfg(test)]
-mod tests;
