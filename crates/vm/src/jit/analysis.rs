@@ -28,14 +28,14 @@ pub(super) struct Subject<'a> {
     pub(super) regions: &'a Regions,
     pub(super) helpers: &'a HelperSet,
     pub(super) shape: &'a Shape,
+    /// Where jumps anywhere in the program may go.
+    pub(super) joins: &'a BTreeSet<usize>,
     /// Accesses that the verifier has proved.
     pub(super) proven: &'a dyn Fn(usize) -> bool,
 }
 
 /// What there is in a program, which all its functions go by.
 pub(super) struct Shape {
-    /// Where jumps may go.
-    joins: BTreeSet<usize>,
     /// Whether functions are called back, with addresses that came by ways nobody follows.
     pub(super) has_callbacks: bool,
     /// Whether functions may end in another program.
@@ -46,18 +46,21 @@ pub(super) struct Shape {
 
 impl Shape {
     pub(super) fn new(ops: &[Op], has_callbacks: bool) -> Self {
-        let jumps = ops.iter().enumerate().filter(|(_, op)| op.is_jump());
-        let joins = jumps.flat_map(|(at, op)| [op.target as usize, at + 1]).collect();
         let calls = |op: &Op| op.code == OpCode::CallFunction && op.target == 0;
         let has_tail_calls = ops.iter().any(|op| op.code == OpCode::TailCall);
-        Self { joins, has_callbacks, has_tail_calls, calls_first: ops.iter().any(calls) }
+        Self { has_callbacks, has_tail_calls, calls_first: ops.iter().any(calls) }
+    }
+
+    /// Whether runs begin with the function of this entry, and no function calls it: its frame is all zeroes.
+    pub(super) fn begins_runs(&self, entry: usize) -> bool {
+        entry == 0 && !self.has_callbacks && !self.calls_first
     }
 }
 
 impl Subject<'_> {
-    /// Whether runs begin with this function, and no function calls it: its frame is all zeroes.
+    /// As [`Shape::begins_runs`], for this function.
     pub(super) fn begins_runs(&self) -> bool {
-        self.entry == 0 && !self.shape.has_callbacks && !self.shape.calls_first
+        self.shape.begins_runs(self.entry)
     }
 }
 
@@ -214,7 +217,7 @@ impl<'a> Walk<'a> {
     }
 
     fn run(mut self) -> Analysis {
-        let joins = &self.subject.shape.joins;
+        let joins = self.subject.joins;
         let mut state = State::entry();
         if self.subject.entry == 0 {
             state.regs[1] = Value::Ctx;

@@ -19,7 +19,7 @@ mod values;
 
 use std::any::Any;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, OnceLock};
@@ -228,6 +228,7 @@ struct Maker<'a> {
     environment: &'a Environment,
     proven: &'a dyn Fn(usize) -> bool,
     shape: Shape,
+    joins: BTreeSet<usize>,
     workshop: Box<Workshop>,
     want_text: bool,
 }
@@ -258,7 +259,9 @@ impl<'a> Maker<'a> {
     ) -> Self {
         let workshop = WORKSHOP.try_with(Cell::take).ok().flatten().unwrap_or_else(Workshop::new);
         let shape = Shape::new(code.ops(), code.entries().next().is_some());
-        Self { insns, code, environment, proven, shape, workshop, want_text }
+        let jumps = code.ops().iter().enumerate().filter(|(_, op)| op.is_jump());
+        let joins = jumps.flat_map(|(at, op)| [op.target as usize, at + 1]).collect();
+        Self { insns, code, environment, proven, shape, joins, workshop, want_text }
     }
 
     fn run(mut self) -> Option<Made> {
@@ -288,6 +291,7 @@ impl<'a> Maker<'a> {
             regions: &self.environment.regions,
             helpers: &self.environment.helpers,
             shape: &self.shape,
+            joins: &self.joins,
             proven: self.proven,
         };
         let Workshop { context, builder_context } = &mut *self.workshop;

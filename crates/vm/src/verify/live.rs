@@ -44,7 +44,7 @@ pub(super) fn effect(insn: Insn) -> (Regs, Regs) {
 }
 
 /// The union of what is known of the instructions that may come next.
-pub(super) fn after(sets: &[Regs], at: usize, insn: Insn) -> Regs {
+fn after(sets: &[Regs], at: usize, insn: Insn) -> Regs {
     successors(at, insn).fold(0, |set, at| set | sets.get(at).copied().unwrap_or(0))
 }
 

@@ -23,7 +23,7 @@ impl Quick<'_> {
         asm.arith_imm(Width::B64, Arith::Sub, RSP.into(), HOST_FRAME);
         asm.store(Width::B64, MACHINE, RDI);
         asm.store_imm(Width::B64, LOOPS, MAX_LOOPS as i32);
-        if !(self.begins_runs && self.entry == 0) {
+        if !self.shape.begins_runs(self.entry) {
             let kept = [RBX, R13, R14, R15, FRAME_POINTER];
             ARGS.into_iter().zip(kept).for_each(|(arg, kept)| asm.mov(Width::B64, kept, arg));
             self.call_rust(trampoline::clean as *const () as usize);
@@ -108,7 +108,7 @@ impl Quick<'_> {
         self.fault(at, Reason::CallDepth, 0)?;
         self.asm.land_here(go_on)?;
         self.asm.arith_imm(Width::B64, Arith::Sub, low, FRAME_SIZE as i32);
-        if self.has_tail_calls {
+        if self.shape.has_tail_calls {
             self.asm.mov(Width::B64, R9, running);
             self.asm.store(Width::B64, SPARE, R9);
         }
@@ -119,7 +119,7 @@ impl Quick<'_> {
         self.asm.mov(Width::B64, R9, MACHINE);
         self.asm.mov(Width::B64, R11, Operand::Mem(R9, place::STACK as i32));
         self.asm.arith_imm(Width::B64, Arith::Add, low, FRAME_SIZE as i32);
-        if self.has_tail_calls {
+        if self.shape.has_tail_calls {
             self.resume(running)?;
         }
         // What the callee left in other registers is nobody's business.

@@ -19,6 +19,7 @@ use self::asm::{
     Arith, Asm, Cond, Jump, Operand, R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI,
     RDX, RSI, Reg, Width, opcode,
 };
+use super::analysis::Shape;
 use super::loops::charge;
 use super::trampoline::{self, Reason};
 use super::{ALIGN, Accesses};
@@ -107,15 +108,13 @@ pub(super) fn compile(
         return None;
     }
     let heat = Heat::new(insns.len());
-    let calls_main = |op: &Op| op.code == OpCode::CallFunction && op.target == 0;
     let mut quick = Quick {
         insns,
         ops,
         helpers,
         proven,
         heat: heat.addr(),
-        begins_runs: entries.is_empty() && !ops.iter().any(calls_main),
-        has_tail_calls: ops.iter().any(|op| op.code == OpCode::TailCall),
+        shape: Shape::new(ops, !entries.is_empty()),
         asm: Asm::default(),
         shared: Shared::default(),
         seen: vec![false; ops.len()],
@@ -167,10 +166,7 @@ struct Quick<'a> {
     proven: &'a dyn Fn(usize) -> bool,
     /// Address of what [`Heat`] counts.
     heat: u64,
-    /// Whether runs begin with the first function, and no function calls it: its frame is all zeroes.
-    begins_runs: bool,
-    /// Whether functions of this program may end in another one.
-    has_tail_calls: bool,
+    shape: Shape,
     asm: Asm,
     shared: Shared,
     accesses: Accesses,
